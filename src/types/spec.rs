@@ -1,0 +1,242 @@
+//! What users ask for and nodes report: plain values shared by the replicated state, the control protocol and
+//! the API.
+
+use super::{EndpointKey, Generation, NetworkId, NodeId, ServiceId, TaskId, UnixTime};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+/// What a node may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Role {
+    /// Votes and holds the replicated state.
+    Manager,
+    /// Runs tasks only.
+    Worker,
+}
+
+/// Whether the scheduler may place tasks on a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Availability {
+    /// New tasks may be placed.
+    Active,
+    /// No new tasks; running ones stay.
+    Pause,
+    /// No tasks; running ones move away.
+    Drain,
+}
+
+/// Where the other nodes reach a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct NodeAddresses {
+    /// Control protocol (TCP); meaningful on managers.
+    pub control: SocketAddr,
+    /// Gossip (UDP).
+    pub gossip: SocketAddr,
+    /// ESP in UDP.
+    pub data: SocketAddr,
+    /// Told by the operator: the addresses seen by peers may change.
+    pub behind_nat: bool,
+}
+
+/// Settings of the whole swarm.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterSpec {
+    /// Seconds between two heartbeats of a node's session; a node is down after three missed. 1..=300.
+    pub heartbeat_secs: u32,
+    /// Seconds between two key rotations. 60..=2_592_000.
+    pub key_rotation_secs: u32,
+    /// Life of node certificates in seconds.
+    pub certificate_secs: u64,
+    /// The pool that networks without `--subnet` are cut from.
+    pub address_pool: IpNet,
+    /// Prefix length of the networks cut from the pool.
+    pub subnet_prefix: u8,
+    /// UDP port of ESP on every node, unless a node says otherwise.
+    pub data_path_port: u16,
+}
+
+impl Default for ClusterSpec {
+    fn default() -> ClusterSpec {
+        ClusterSpec {
+            heartbeat_secs: 5,
+            key_rotation_secs: 12 * 3600,
+            certificate_secs: 90 * 24 * 3600,
+            address_pool: IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 0, 0, 0), 8)),
+            subnet_prefix: 24,
+            data_path_port: 4500,
+        }
+    }
+}
+
+/// A wanted overlay network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkSpec {
+    /// Unique name.
+    pub name: String,
+    /// User labels.
+    pub labels: BTreeMap<String, String>,
+    /// The driver options as the user gave them (`encrypted` => ``), for `inspect`.
+    pub options: BTreeMap<String, String>,
+    /// Secrecy beside integrity: AES-GCM instead of AES-GMAC.
+    pub encrypted: bool,
+    /// The wanted subnet; `None` takes the next free one of the pool.
+    pub subnet: Option<IpNet>,
+    /// The wanted gateway address; `None` takes the subnet's first.
+    pub gateway: Option<IpAddr>,
+}
+
+/// What runs in a task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerSpec {
+    /// Image name, normalised (`my-image:latest`); `host:latest` is the host's own files.
+    pub image: String,
+    /// Replaces the image's entry point.
+    pub command: Vec<String>,
+    /// Arguments.
+    pub args: Vec<String>,
+    /// `NAME=value`.
+    pub env: Vec<String>,
+    /// Working directory; empty is `/`.
+    pub dir: String,
+    /// Hostname inside; empty is the task id's first 12 characters.
+    pub hostname: String,
+}
+
+/// A wanted service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceSpec {
+    /// Unique name.
+    pub name: String,
+    /// User labels of the service.
+    pub labels: BTreeMap<String, String>,
+    /// What each task runs.
+    pub container: ContainerSpec,
+    /// The networks of each task, in interface order (eth0, eth1, ...), each with its aliases.
+    pub networks: Vec<(NetworkId, Vec<String>)>,
+    /// Wanted number of tasks.
+    pub replicas: u64,
+    /// The specification as the API received it (JSON text), returned by `inspect`; not interpreted.
+    pub api_spec: String,
+}
+
+/// The life of a task, in order (Docker's names).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum TaskState {
+    /// Created.
+    New,
+    /// Waits for a node.
+    Pending,
+    /// Has a node.
+    Assigned,
+    /// The node took it.
+    Accepted,
+    /// The node makes its namespace and files ready.
+    Preparing,
+    /// Could start.
+    Ready,
+    /// Being started.
+    Starting,
+    /// Runs.
+    Running,
+    /// Ended with exit code 0.
+    Complete,
+    /// Stopped because it was told to.
+    Shutdown,
+    /// Ended with an error.
+    Failed,
+    /// Could not be run at all.
+    Rejected,
+    /// To be forgotten.
+    Remove,
+    /// Its node is gone.
+    Orphaned,
+}
+
+impl TaskState {
+    /// Whether the task will never run (again).
+    pub fn is_terminal(self) -> bool {
+        self > TaskState::Running
+    }
+}
+
+impl fmt::Display for TaskState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            TaskState::New => "new",
+            TaskState::Pending => "pending",
+            TaskState::Assigned => "assigned",
+            TaskState::Accepted => "accepted",
+            TaskState::Preparing => "preparing",
+            TaskState::Ready => "ready",
+            TaskState::Starting => "starting",
+            TaskState::Running => "running",
+            TaskState::Complete => "complete",
+            TaskState::Shutdown => "shutdown",
+            TaskState::Failed => "failed",
+            TaskState::Rejected => "rejected",
+            TaskState::Remove => "remove",
+            TaskState::Orphaned => "orphaned",
+        })
+    }
+}
+
+/// What a node says about a task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskStatus {
+    /// How far it is.
+    pub state: TaskState,
+    /// What happened, for people.
+    pub message: String,
+    /// What went wrong; empty if nothing.
+    pub error: String,
+    /// Exit code, once it ended. 128 + signal when killed.
+    pub exit_code: Option<i32>,
+    /// The task's first process on its host, while it runs.
+    pub pid: Option<u32>,
+    /// When.
+    pub at: UnixTime,
+}
+
+/// One interface of a task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// The network.
+    pub network: NetworkId,
+    /// The task's address with the network's prefix length.
+    pub address: IpNet,
+    /// Further names.
+    pub aliases: Vec<String>,
+    /// The age of this allocation.
+    pub generation: Generation,
+}
+
+/// A task as its node is told to have it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskAssignment {
+    /// The task.
+    pub id: TaskId,
+    /// Its service.
+    pub service: ServiceId,
+    /// Its service's name.
+    pub service_name: String,
+    /// Which of the replicas, from 1.
+    pub slot: u64,
+    /// The node that runs it.
+    pub node: NodeId,
+    /// What to run.
+    pub container: ContainerSpec,
+    /// Interfaces in order.
+    pub attachments: Vec<Attachment>,
+    /// Where to bring it: `Running`, `Shutdown`, or `Remove` (shut down, then forget).
+    pub desired: TaskState,
+}
+
+impl TaskAssignment {
+    /// The endpoints of this task.
+    pub fn endpoints(&self) -> impl Iterator<Item = EndpointKey> + '_ {
+        self.attachments.iter().map(|attachment| EndpointKey { network: attachment.network, task: self.id })
+    }
+}
