@@ -1,4 +1,8 @@
 //! Formic: an encrypted overlay network for containers that needs no kernel module.
 
+pub mod agent;
+pub mod cluster;
 pub mod crypto;
+pub mod manager;
 pub mod types;
+pub mod wire;

@@ -240,3 +240,14 @@ impl TaskAssignment {
         self.attachments.iter().map(|attachment| EndpointKey { network: attachment.network, task: self.id })
     }
 }
+
+/// The phase of an epoch. Beside these an epoch is retired: its master no longer exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum EpochPhase {
+    /// Received only; erased once all send with the current one.
+    Previous,
+    /// Sent with.
+    Current,
+    /// Received only; handed out a full interval early.
+    Next,
+}

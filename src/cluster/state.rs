@@ -1,0 +1,247 @@
+//! What the managers know.
+
+use crate::types::{
+    Attachment, Availability, BootId, ClusterId, ClusterSpec, ContainerSpec, Epoch, EpochPhase, Fork, Generation,
+    Key32, NetworkId, NetworkSpec, NodeAddresses, NodeId, PublicKey, Role, ServiceId, ServiceSpec, TaskId, TaskState,
+    TaskStatus, UnixTime, carried_key,
+};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use zeroize::Zeroizing;
+
+/// The whole replicated state. It holds secrets: it is serialised only to be sealed.
+#[derive(Serialize, Deserialize)]
+pub struct State {
+    /// The log index of the last applied entry.
+    pub index: u64,
+    /// The wall-clock time of the last applied entry.
+    pub at: UnixTime,
+    /// The swarm itself.
+    pub cluster: Cluster,
+    /// Admitted nodes.
+    pub nodes: BTreeMap<NodeId, Node>,
+    /// Removed nodes, until their certificates have expired.
+    pub gone: BTreeMap<NodeId, GoneNode>,
+    /// Networks.
+    pub networks: BTreeMap<NetworkId, Network>,
+    /// Services.
+    pub services: BTreeMap<ServiceId, Service>,
+    /// Tasks. A task leaves this table, and its addresses become free, only when its node has confirmed that it is
+    /// gone or the node itself was removed.
+    pub tasks: BTreeMap<TaskId, Task>,
+    /// The key ring.
+    pub ring: Ring,
+}
+
+/// The swarm.
+#[derive(Serialize, Deserialize)]
+pub struct Cluster {
+    /// Its id.
+    pub id: ClusterId,
+    /// The life of this state.
+    pub fork: Fork,
+    /// When it was made.
+    pub created_at: UnixTime,
+    /// When its settings last changed.
+    pub updated_at: UnixTime,
+    /// Log index of the last change of its settings: `Version.Index` of the API.
+    pub version: u64,
+    /// Settings.
+    pub spec: ClusterSpec,
+    /// The 16-byte secret of the worker join token.
+    pub worker_secret: Zeroizing<[u8; 16]>,
+    /// The 16-byte secret of the manager join token.
+    pub manager_secret: Zeroizing<[u8; 16]>,
+    /// The certificate authority.
+    pub authority: CertificateAuthority,
+    /// Seed of the Ed25519 attestation key that signs records.
+    #[serde(with = "carried_key")]
+    pub attestation: Key32,
+}
+
+/// The swarm's certificate authority.
+#[derive(Serialize, Deserialize)]
+pub struct CertificateAuthority {
+    /// The self-signed root, DER.
+    pub certificate: Vec<u8>,
+    /// Its private key, PKCS #8 DER.
+    pub key: Zeroizing<Vec<u8>>,
+}
+
+/// How the managers see a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum NodeState {
+    /// Admitted; no session yet.
+    Unknown,
+    /// Has a session.
+    Ready,
+    /// Three heartbeats missed, or it left.
+    Down,
+}
+
+/// An admitted node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its id.
+    pub id: NodeId,
+    /// Its host's name.
+    pub hostname: String,
+    /// Formic's version there.
+    pub software: String,
+    /// What it may do.
+    pub role: Role,
+    /// Whether tasks may be placed.
+    pub availability: Availability,
+    /// User labels.
+    pub labels: BTreeMap<String, String>,
+    /// Where it is reached.
+    pub addresses: NodeAddresses,
+    /// How the managers see it.
+    pub state: NodeState,
+    /// Why, for people.
+    pub message: String,
+    /// The newest boot that opened a session; `None` until the first.
+    pub boot: Option<BootId>,
+    /// Log index at which that boot was committed: boots are ordered by it.
+    pub boot_index: u64,
+    /// The X25519 publics of that boot, by epoch.
+    pub publics: BTreeMap<Epoch, PublicKey>,
+    /// Log index of the last change of what its node record says.
+    pub record_index: u64,
+    /// When it was admitted.
+    pub created_at: UnixTime,
+    /// When it last changed.
+    pub updated_at: UnixTime,
+    /// `Version.Index` of the API: log index of the last change of role, availability or labels.
+    pub version: u64,
+    /// When its certificate ends.
+    pub certificate_expires: UnixTime,
+}
+
+/// A removed node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GoneNode {
+    /// The age of the removal.
+    pub generation: Generation,
+    /// When its certificate ends and this note may be dropped.
+    pub until: UnixTime,
+}
+
+/// An overlay network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// Its id.
+    pub id: NetworkId,
+    /// As wanted.
+    pub spec: NetworkSpec,
+    /// The subnet it got.
+    pub subnet: IpNet,
+    /// Reserved as the gateway, as Docker does; no device holds it.
+    pub gateway: IpAddr,
+    /// Where the search for the next free address starts, so that a freed one is not reused at once.
+    pub cursor: u128,
+    /// When it was made.
+    pub created_at: UnixTime,
+    /// Log index of its creation.
+    pub version: u64,
+}
+
+/// A service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Its id.
+    pub id: ServiceId,
+    /// As wanted.
+    pub spec: ServiceSpec,
+    /// When it was made.
+    pub created_at: UnixTime,
+    /// When it last changed.
+    pub updated_at: UnixTime,
+    /// Log index of the last change.
+    pub version: u64,
+    /// Told to go: its tasks are being removed; it leaves when the last one has.
+    pub removing: bool,
+}
+
+/// A task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    /// Its id.
+    pub id: TaskId,
+    /// Its service.
+    pub service: ServiceId,
+    /// Which replica, from 1.
+    pub slot: u64,
+    /// Where it was placed.
+    pub node: Option<NodeId>,
+    /// What it runs.
+    pub container: ContainerSpec,
+    /// Its addresses.
+    pub attachments: Vec<Attachment>,
+    /// Where it is to be brought: `Running`, `Shutdown` or `Remove`.
+    pub desired: TaskState,
+    /// How far it is.
+    pub status: TaskStatus,
+    /// When it was made.
+    pub created_at: UnixTime,
+    /// When it last changed.
+    pub updated_at: UnixTime,
+    /// Log index of the last change.
+    pub version: u64,
+}
+
+/// One epoch of the ring.
+#[derive(Serialize, Deserialize)]
+pub struct EpochState {
+    /// Its number.
+    pub epoch: Epoch,
+    /// Its phase.
+    pub phase: EpochPhase,
+    /// Its master. Never leaves the managers.
+    #[serde(with = "carried_key")]
+    pub master: Key32,
+    /// The nodes that count for it, fixed when it was handed out: those with a session then.
+    pub participants: BTreeSet<NodeId>,
+    /// Participants that hold their keys and the records with publics of the participants on their networks.
+    pub ready: BTreeSet<NodeId>,
+    /// Nodes that send with it to every live peer.
+    pub sending: BTreeSet<NodeId>,
+    /// When it was handed out.
+    pub handed_out_at: UnixTime,
+    /// When it became current.
+    pub activated_at: Option<UnixTime>,
+}
+
+/// An operator's or a removal's wish to rotate now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RotationRequest {
+    /// When it was wished.
+    pub at: UnixTime,
+    /// Seconds after which the next epoch is activated without the late ones: 600, or 30 after a removal.
+    pub deadline_secs: u32,
+}
+
+/// The managers' key ring: at most three epochs, oldest first.
+#[derive(Serialize, Deserialize)]
+pub struct Ring {
+    /// Previous (if any), current, next (if drawn already).
+    pub epochs: Vec<EpochState>,
+    /// A rotation wished before its time.
+    pub request: Option<RotationRequest>,
+    /// The age of the last activation or removal: the generation of the signed ring record.
+    pub generation: Generation,
+    /// When `previous` may be erased although not all send with the current one: never before 10 minutes (30 s
+    /// after a removal) from the activation.
+    pub keep_previous_secs: u32,
+    /// Rotations by volume: when the last was asked for (at most one in 10 minutes).
+    pub last_early_rotation: Option<UnixTime>,
+}
+
+impl Ring {
+    /// The epoch in a phase.
+    pub fn phase(&self, phase: EpochPhase) -> Option<&EpochState> {
+        self.epochs.iter().find(|epoch| epoch.phase == phase)
+    }
+}

@@ -1,0 +1,5 @@
+//! Bytes <-> values. Pure: no socket, clock or key life; what is parsed here is checked once and typed afterwards.
+#![forbid(unsafe_code)]
+#![deny(clippy::disallowed_methods)]
+
+pub mod control;
