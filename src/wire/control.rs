@@ -99,6 +99,8 @@ pub struct Joined {
     pub cluster: ClusterId,
     /// What it may do.
     pub role: Role,
+    /// UDP port of ESP on every node, unless the node's own configuration says otherwise.
+    pub data_path_port: u16,
     /// Its certificate chain, DER, leaf first, root last.
     pub chain: Vec<Vec<u8>>,
 }
