@@ -3,3 +3,4 @@
 #![deny(clippy::disallowed_methods)]
 
 pub mod control;
+pub mod record;
