@@ -1,1 +1,11 @@
-//! placeholder
+//! Checks of the project's own rules, called by `scripts/check`. Each is a function from text to violations, so that
+//! its tests can show it failing; the programs in `bin/` only read files and print.
+//!
+//! - [`source`]: Rust text without comments, strings and test modules.
+//! - [`arrows`]: which module may use which, where `unsafe` may stand, how long a file may be.
+//! - [`licences`]: which licences a dependency may have, and that each direct dependency is explained.
+#![forbid(unsafe_code)]
+
+pub mod arrows;
+pub mod licences;
+pub mod source;
