@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod cluster;
 pub mod crypto;
+pub mod esp;
 pub mod manager;
 pub mod types;
 pub mod wire;

@@ -3,4 +3,6 @@
 #![deny(clippy::disallowed_methods)]
 
 pub mod control;
+pub mod esp;
+pub mod ip;
 pub mod record;

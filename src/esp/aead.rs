@@ -1,0 +1,75 @@
+//! AES-256-GCM over buffers in place: aws-lc for packets, `aes-gcm` as its oracle and where aws-lc is not wanted.
+
+use crate::types::Key32;
+use aes_gcm::aead::{AeadInOut, KeyInit};
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+
+/// Octets of a nonce.
+pub(super) const NONCE_LEN: usize = 12;
+/// Octets of a tag.
+pub(super) const TAG_LEN: usize = 16;
+
+/// An expanded AES-256-GCM key. The caller answers for nonces that never repeat.
+pub struct PacketCipher(Library);
+
+enum Library {
+    AwsLc(LessSafeKey),
+    RustCrypto(Box<aes_gcm::Aes256Gcm>),
+}
+
+/// The tag does not verify, or the library refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct BadTag;
+
+impl PacketCipher {
+    /// The fast one: aws-lc.
+    pub fn new(key: &Key32) -> PacketCipher {
+        match UnboundKey::new(&AES_256_GCM, key.expose()) {
+            Ok(unbound) => PacketCipher(Library::AwsLc(LessSafeKey::new(unbound))),
+            Err(_) => PacketCipher::portable(key),
+        }
+    }
+
+    /// The portable one: `aes-gcm`.
+    pub fn portable(key: &Key32) -> PacketCipher {
+        PacketCipher(Library::RustCrypto(Box::new(aes_gcm::Aes256Gcm::new(key.expose().into()))))
+    }
+
+    /// Encrypts `body` in place and returns the tag over `aad` and it.
+    pub(super) fn seal(&self, nonce: [u8; NONCE_LEN], aad: &[u8], body: &mut [u8]) -> Result<[u8; TAG_LEN], BadTag> {
+        match &self.0 {
+            Library::AwsLc(key) => {
+                let nonce = Nonce::assume_unique_for_key(nonce);
+                let tag = key.seal_in_place_separate_tag(nonce, Aad::from(aad), body).map_err(|_| BadTag)?;
+                tag.as_ref().try_into().map_err(|_| BadTag)
+            }
+            Library::RustCrypto(cipher) => {
+                let tag = cipher.encrypt_inout_detached(&nonce.into(), aad, body.into()).map_err(|_| BadTag)?;
+                Ok(tag.into())
+            }
+        }
+    }
+
+    /// Decrypts `body` in place when `tag` verifies; else what is left in `body` is worthless.
+    pub(super) fn open(
+        &self,
+        nonce: [u8; NONCE_LEN],
+        aad: &[u8],
+        body: &mut [u8],
+        tag: &[u8; TAG_LEN],
+    ) -> Result<(), BadTag> {
+        match &self.0 {
+            Library::AwsLc(key) => {
+                let nonce = Nonce::assume_unique_for_key(nonce);
+                key.open_in_place_separate_tag(nonce, Aad::from(aad), tag, body).map_err(|_| BadTag)?;
+                Ok(())
+            }
+            Library::RustCrypto(cipher) => {
+                cipher.decrypt_inout_detached(&nonce.into(), aad, body.into(), tag.into()).map_err(|_| BadTag)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
