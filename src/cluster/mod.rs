@@ -12,11 +12,20 @@
 #![forbid(unsafe_code)]
 #![deny(clippy::disallowed_methods)]
 
+mod apply;
 mod command;
+pub mod ring;
+pub mod schedule;
 mod state;
+mod view;
 
+pub use apply::StateError;
 pub use command::{Command, Effect, Entry, Refusal, Reply};
 pub use state::{
     CertificateAuthority, Cluster, EpochState, GoneNode, Network, Node, NodeState, Ring, RotationRequest, Service,
     State, Task,
 };
+pub use view::Needs;
+
+/// Former boots of a node that are remembered: an older process would have to outlive that many restarts.
+pub const FORMER_BOOTS: usize = 16;

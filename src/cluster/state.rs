@@ -106,6 +106,8 @@ pub struct Node {
     pub boot: Option<BootId>,
     /// Log index at which that boot was committed: boots are ordered by it.
     pub boot_index: u64,
+    /// Its boots before that, oldest first, at most [`super::FORMER_BOOTS`]: none of them may come back.
+    pub former_boots: Vec<BootId>,
     /// The X25519 publics of that boot, by epoch.
     pub publics: BTreeMap<Epoch, PublicKey>,
     /// Log index of the last change of what its node record says.
@@ -142,6 +144,8 @@ pub struct Network {
     pub gateway: IpAddr,
     /// Where the search for the next free address starts, so that a freed one is not reused at once.
     pub cursor: u128,
+    /// The addresses that are taken, each by its task.
+    pub addresses: BTreeMap<IpAddr, TaskId>,
     /// When it was made.
     pub created_at: UnixTime,
     /// Log index of its creation.
@@ -184,8 +188,13 @@ pub struct Task {
     pub desired: TaskState,
     /// How far it is.
     pub status: TaskStatus,
+    /// Its node confirmed that nothing is left of it (or it never had one): its addresses are free, and it is kept
+    /// as history only.
+    pub gone: bool,
     /// When it was made.
     pub created_at: UnixTime,
+    /// Log index of its creation: of two tasks of a slot the newer has the higher one.
+    pub created_index: u64,
     /// When it last changed.
     pub updated_at: UnixTime,
     /// Log index of the last change.
