@@ -97,6 +97,8 @@ pub struct Joined {
     pub node: NodeId,
     /// The swarm.
     pub cluster: ClusterId,
+    /// The life of its state.
+    pub fork: Fork,
     /// What it may do.
     pub role: Role,
     /// UDP port of ESP on every node, unless the node's own configuration says otherwise.
