@@ -1,8 +1,10 @@
 //! Formic: an encrypted overlay network for containers that needs no kernel module.
 
 pub mod agent;
+pub mod api;
 pub mod cluster;
 pub mod crypto;
+pub mod daemon;
 pub mod esp;
 pub mod manager;
 pub mod types;

@@ -1,0 +1,5 @@
+//! The daemon: its options, and the start and stop of everything in it.
+
+mod options;
+
+pub use options::{LogFormat, LogLevel, Offload, Options, OptionsError, PartialOptions};
