@@ -7,5 +7,6 @@ pub mod crypto;
 pub mod daemon;
 pub mod esp;
 pub mod manager;
+pub mod tls;
 pub mod types;
 pub mod wire;

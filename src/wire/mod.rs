@@ -4,5 +4,7 @@
 
 pub mod control;
 pub mod esp;
+pub mod frame;
 pub mod ip;
 pub mod record;
+pub mod token;

@@ -1,0 +1,195 @@
+//! A node's key and certificate chain on disk, and what a certificate says about its holder.
+
+use crate::types::{ClusterId, NodeId, Role, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use zeroize::Zeroizing;
+
+/// Bytes of an identity file at most: a key and three certificates are below 4 KiB.
+const MAX_FILE_BYTES: u64 = 64 << 10;
+
+const MANAGER: &str = "swarm-manager";
+const WORKER: &str = "swarm-worker";
+
+/// Why an identity was not made, read or stored.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// The file system refuses.
+    #[error("{path}: {cause}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        cause: std::io::Error,
+    },
+    /// The file is not an identity.
+    #[error(
+        "{0} is not a node identity (key and certificates): restore it, or leave the swarm with --force and join again"
+    )]
+    Damaged(PathBuf),
+    /// A certificate does not name a node of a swarm.
+    #[error("the certificate does not name a node, a role and a swarm")]
+    Certificate,
+    /// The cryptographic library refuses.
+    #[error("cannot make a key: {0}")]
+    Key(String),
+}
+
+/// What a certificate says about its holder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// The node (CN).
+    pub node: NodeId,
+    /// Its role (OU).
+    pub role: Role,
+    /// Its swarm (O).
+    pub cluster: ClusterId,
+    /// From when the certificate counts.
+    pub not_before: UnixTime,
+    /// When it ends.
+    pub expires: UnixTime,
+}
+
+impl Peer {
+    /// Reads the names of a certificate. They mean something only when its chain was verified.
+    pub fn of(certificate: &[u8]) -> Result<Peer, IdentityError> {
+        let (_, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(|_| IdentityError::Certificate)?;
+        let subject = parsed.subject();
+        let node = only(subject.iter_common_name())?.parse().map_err(|_| IdentityError::Certificate)?;
+        let cluster = only(subject.iter_organization())?.parse().map_err(|_| IdentityError::Certificate)?;
+        let role = match only(subject.iter_organizational_unit())? {
+            MANAGER => Role::Manager,
+            WORKER => Role::Worker,
+            _ => return Err(IdentityError::Certificate),
+        };
+        let seconds = |time: x509_parser::time::ASN1Time| UnixTime(u64::try_from(time.timestamp()).unwrap_or(0));
+        let validity = parsed.validity();
+        let (not_before, expires) = (seconds(validity.not_before), seconds(validity.not_after));
+        Ok(Peer { node, role, cluster, not_before, expires })
+    }
+
+    /// The OU of a role.
+    pub fn unit(role: Role) -> &'static str {
+        match role {
+            Role::Manager => MANAGER,
+            Role::Worker => WORKER,
+        }
+    }
+}
+
+/// The one attribute of its kind: a name with two of them could be read in two ways.
+fn only<'a>(
+    mut attributes: impl Iterator<Item = &'a x509_parser::x509::AttributeTypeAndValue<'a>>,
+) -> Result<&'a str, IdentityError> {
+    match (attributes.next(), attributes.next()) {
+        (Some(attribute), None) => attribute.as_str().map_err(|_| IdentityError::Certificate),
+        _ => Err(IdentityError::Certificate),
+    }
+}
+
+/// A node's private key, made by the node itself (ECDSA P-256).
+pub struct NodeKey(rcgen::KeyPair);
+
+impl NodeKey {
+    /// Draws a key.
+    pub fn generate() -> Result<NodeKey, IdentityError> {
+        rcgen::KeyPair::generate().map(NodeKey).map_err(|error| IdentityError::Key(error.to_string()))
+    }
+
+    /// A PKCS #10 request in DER. It carries the public key and proves that its sender has the private half; the
+    /// manager chooses the names.
+    pub fn request(&self) -> Result<Vec<u8>, IdentityError> {
+        let request = rcgen::CertificateParams::default().serialize_request(&self.0);
+        request.map(|request| request.der().to_vec()).map_err(|error| IdentityError::Key(error.to_string()))
+    }
+}
+
+/// A node's key with its certificate chain.
+pub struct Identity {
+    chain: Vec<CertificateDer<'static>>,
+    key: Zeroizing<Vec<u8>>,
+    peer: Peer,
+}
+
+impl Identity {
+    /// Joins a key and the chain (DER, leaf first, root last) that was made for it.
+    pub fn new(key: &NodeKey, chain: Vec<Vec<u8>>) -> Result<Identity, IdentityError> {
+        Identity::assemble(Zeroizing::new(key.0.serialized_der().to_vec()), chain)
+    }
+
+    fn assemble(key: Zeroizing<Vec<u8>>, chain: Vec<Vec<u8>>) -> Result<Identity, IdentityError> {
+        let [leaf, .., _root] = chain.as_slice() else { return Err(IdentityError::Certificate) };
+        let peer = Peer::of(leaf)?;
+        Ok(Identity { chain: chain.into_iter().map(CertificateDer::from).collect(), key, peer })
+    }
+
+    /// What the certificate says.
+    pub fn peer(&self) -> Peer {
+        self.peer
+    }
+
+    /// The swarm's root certificate, DER.
+    pub fn root(&self) -> &CertificateDer<'static> {
+        self.chain.last().unwrap_or_else(|| unreachable!("an identity has a leaf and a root"))
+    }
+
+    /// The chain, leaf first.
+    pub(super) fn chain(&self) -> Vec<CertificateDer<'static>> {
+        self.chain.clone()
+    }
+
+    /// The key for the TLS library, which wipes it.
+    pub(super) fn private_key(&self) -> PrivateKeyDer<'static> {
+        PrivatePkcs8KeyDer::from(self.key.to_vec()).into()
+    }
+
+    /// Stores key and chain as one PEM file, mode 0600, durable, replaced in one step: a crash leaves the old one
+    /// or the new one.
+    pub fn save(&self, path: &Path) -> Result<(), IdentityError> {
+        let failed = |cause| IdentityError::File { path: path.to_owned(), cause };
+        let mut text = Zeroizing::new(pem::encode(&pem::Pem::new("PRIVATE KEY", self.key.to_vec())));
+        for certificate in &self.chain {
+            text.push_str(&pem::encode(&pem::Pem::new("CERTIFICATE", certificate.to_vec())));
+        }
+        write_private(path, text.as_bytes()).map_err(failed)
+    }
+
+    /// Reads what [`Identity::save`] wrote.
+    pub fn load(path: &Path) -> Result<Identity, IdentityError> {
+        let failed = |cause| IdentityError::File { path: path.to_owned(), cause };
+        let damaged = || IdentityError::Damaged(path.to_owned());
+        if std::fs::metadata(path).map_err(failed)?.len() > MAX_FILE_BYTES {
+            return Err(damaged());
+        }
+        let text = Zeroizing::new(std::fs::read(path).map_err(failed)?);
+        let (mut key, mut chain) = (None, Vec::new());
+        for block in pem::parse_many(&*text).map_err(|_| damaged())? {
+            match block.tag() {
+                "PRIVATE KEY" => key = Some(Zeroizing::new(block.into_contents())),
+                "CERTIFICATE" => chain.push(block.into_contents()),
+                _ => return Err(damaged()),
+            }
+        }
+        Identity::assemble(key.ok_or_else(damaged)?, chain).map_err(|_| damaged())
+    }
+}
+
+/// Writes a file of mode 0600 durably and in one step.
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let directory = path.parent().ok_or(std::io::ErrorKind::InvalidInput)?;
+    let mut name = path.file_name().ok_or(std::io::ErrorKind::InvalidInput)?.to_owned();
+    name.push(".new");
+    let temporary = directory.join(name);
+    // A leftover of a crash may have been made with another mode.
+    match std::fs::remove_file(&temporary) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    std::fs::File::open(directory)?.sync_all()
+}

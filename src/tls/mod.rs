@@ -1,0 +1,22 @@
+//! TLS of the control protocol, for agents and managers: TLS 1.3 only, X25519MLKEM768 preferred, ALPN `formic/1`,
+//! no tickets, no early data. Certificates name a node, its role and its swarm (CN, OU, O), never a host.
+//!
+//! - `identity`: a node's key and certificate chain, and what a peer's certificate says.
+//! - `config`: who is believed: a manager under the root that a join token pins, or under the swarm's known root.
+//! - `client`: the four requests of an agent: join, session, renew, leave.
+//! - `stream`: frames over a stream, with bounds and time-outs; the server's side of the handshake.
+//!
+//! Not here: who may do what (the manager's dispatcher) and the making of certificates (the manager's authority).
+
+mod client;
+mod config;
+mod identity;
+mod stream;
+
+pub use client::{ConnectError, Session, join, leave, open_session, renew};
+pub use config::{PeerError, server_config};
+pub use identity::{Identity, IdentityError, NodeKey, Peer};
+pub use stream::{Accepted, FrameReader, FrameWriter, StreamError, accept, explain};
+
+#[cfg(test)]
+mod tests;
