@@ -1,0 +1,151 @@
+//! Network interfaces of the current thread's namespace: addresses, MTU, flags, and what the host's look like.
+//!
+//! By ioctl, not netlink: six settings on a device that was just made need no message builder, no socket
+//! protocol and no further crate; the ioctls are frozen and their errors are plain `errno`s. What only netlink
+//! can do (IPv6 addresses, `gso_max_size`) comes with the feature that needs it.
+
+use super::{check, explain};
+use ipnet::{IpNet, Ipv4Net};
+use nix::ifaddrs::getifaddrs;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrStorage, socket};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+/// An `ifreq` for the interface `name`, all else zero. Errors when the name is empty or longer than 15 bytes.
+pub(super) fn request(name: &str) -> io::Result<libc::ifreq> {
+    // SAFETY: `ifreq` is plain old data; all bytes zero is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let fits = !name.is_empty() && name.len() < request.ifr_name.len() && !name.bytes().any(|b| b == 0 || b == b'/');
+    if !fits {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("not an interface name: {name:?}")));
+    }
+    for (target, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *target = byte as libc::c_char;
+    }
+    Ok(request)
+}
+
+fn control_socket() -> io::Result<OwnedFd> {
+    Ok(socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?)
+}
+
+fn ioctl(call: libc::c_ulong, request: &mut libc::ifreq) -> io::Result<()> {
+    let socket = control_socket()?;
+    // SAFETY: every SIOC[GS]IF* call reads and writes at most one `ifreq`, which outlives the call.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), call as _, request) }).map(drop)
+}
+
+fn ipv4_sockaddr(address: Ipv4Addr) -> libc::sockaddr {
+    let [a, b, c, d] = address.octets().map(|octet| octet as libc::c_char);
+    // `sockaddr_in` seen as `sockaddr`: the port first, then the address.
+    libc::sockaddr {
+        sa_family: libc::AF_INET as libc::sa_family_t,
+        sa_data: [0, 0, a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0],
+    }
+}
+
+/// Gives the interface its address and prefix. IPv6 is refused (`Unsupported`) until the command line offers it.
+pub fn set_address(name: &str, address: IpNet) -> io::Result<()> {
+    let IpNet::V4(address) = address else {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "IPv6 addresses inside a network come later"));
+    };
+    let mut set = request(name)?;
+    set.ifr_ifru.ifru_addr = ipv4_sockaddr(address.addr());
+    ioctl(libc::SIOCSIFADDR, &mut set)
+        .map_err(|error| explain(format_args!("set the address of {name} to {address}"), error))?;
+    let mut set = request(name)?;
+    set.ifr_ifru.ifru_netmask = ipv4_sockaddr(address.netmask());
+    ioctl(libc::SIOCSIFNETMASK, &mut set)
+        .map_err(|error| explain(format_args!("set the prefix of {name} to {address}"), error))
+}
+
+/// Sets the MTU in bytes.
+pub fn set_mtu(name: &str, mtu_bytes: u32) -> io::Result<()> {
+    let mut set = request(name)?;
+    set.ifr_ifru.ifru_mtu = mtu_bytes as libc::c_int;
+    ioctl(libc::SIOCSIFMTU, &mut set)
+        .map_err(|error| explain(format_args!("set the MTU of {name} to {mtu_bytes}"), error))
+}
+
+/// The MTU in bytes.
+pub fn mtu(name: &str) -> io::Result<u32> {
+    let mut get = request(name)?;
+    ioctl(libc::SIOCGIFMTU, &mut get).map_err(|error| explain(format_args!("read the MTU of {name}"), error))?;
+    // SAFETY: SIOCGIFMTU filled `ifru_mtu`.
+    let mtu_bytes = unsafe { get.ifr_ifru.ifru_mtu };
+    Ok(u32::try_from(mtu_bytes).unwrap_or(0))
+}
+
+/// Sets the length of the transmit queue in packets: the burst that a reader of the TUN may be late by.
+pub fn set_queue_len(name: &str, packets: u32) -> io::Result<()> {
+    let mut set = request(name)?;
+    set.ifr_ifru.ifru_metric = packets as libc::c_int;
+    ioctl(libc::SIOCSIFTXQLEN, &mut set).map_err(|error| explain(format_args!("set the queue length of {name}"), error))
+}
+
+/// Brings the interface up; its address must be set before, or the route to its network is missing.
+pub fn set_up(name: &str) -> io::Result<()> {
+    let mut flags = request(name)?;
+    ioctl(libc::SIOCGIFFLAGS, &mut flags).map_err(|error| explain(format_args!("read the flags of {name}"), error))?;
+    // SAFETY: SIOCGIFFLAGS filled `ifru_flags`.
+    let old = unsafe { flags.ifr_ifru.ifru_flags };
+    flags.ifr_ifru.ifru_flags = old | (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    ioctl(libc::SIOCSIFFLAGS, &mut flags).map_err(|error| explain(format_args!("bring {name} up"), error))
+}
+
+/// Takes IPv6 off the interface, or its link-local noise fills the counters. Nothing to do without IPv6.
+pub fn disable_ipv6(name: &str) -> io::Result<()> {
+    request(name)?;
+    write_setting(&format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1")
+}
+
+/// Lets every group use unprivileged ICMP sockets in this namespace: `ping` without privileges.
+pub fn allow_ping() -> io::Result<()> {
+    write_setting("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")
+}
+
+fn write_setting(path: &str, value: &str) -> io::Result<()> {
+    match std::fs::write(path, value) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(|error| explain(format_args!("write {path}"), error)),
+    }
+}
+
+/// The MTU of the interface that has this address; `None` when none has it.
+pub fn mtu_of_address(address: IpAddr) -> io::Result<Option<u32>> {
+    let found = getifaddrs()?.find(|interface| interface.address.as_ref().and_then(ip_of_sockaddr) == Some(address));
+    found.map(|interface| mtu(&interface.interface_name)).transpose()
+}
+
+fn ip_of_sockaddr(address: &SockaddrStorage) -> Option<IpAddr> {
+    let ipv4 = address.as_sockaddr_in().map(|v4: &SockaddrIn| IpAddr::V4(v4.ip()));
+    ipv4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+}
+
+/// Whether one of this namespace's routes is exactly `subnet`, and by which interface: an overlay may use the
+/// same addresses, but its user should know.
+pub fn host_route(subnet: IpNet) -> io::Result<Option<String>> {
+    let IpNet::V4(subnet) = subnet else { return Ok(None) };
+    match std::fs::read_to_string("/proc/net/route") {
+        Ok(table) => Ok(find_route(&table, subnet.trunc())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(explain("read /proc/net/route", error)),
+    }
+}
+
+/// Looks a subnet up in the text of `/proc/net/route`; answers the interface.
+pub(super) fn find_route(table: &str, subnet: Ipv4Net) -> Option<String> {
+    table.lines().skip(1).find_map(|line| {
+        let mut columns = line.split_ascii_whitespace();
+        let interface = columns.next()?;
+        let destination = route_address(columns.next()?)?;
+        let mask = route_address(columns.nth(5)?)?;
+        (destination == subnet.network() && mask == subnet.netmask()).then(|| interface.to_owned())
+    })
+}
+
+/// The kernel prints the big-endian word as a number of the machine.
+fn route_address(hex: &str) -> Option<Ipv4Addr> {
+    u32::from_str_radix(hex, 16).ok().map(|word| Ipv4Addr::from(word.to_ne_bytes()))
+}
