@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod crypto;
 pub mod daemon;
 pub mod esp;
+pub mod gossip;
 pub mod helper;
 pub mod manager;
 pub mod sys;

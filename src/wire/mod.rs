@@ -5,6 +5,7 @@
 pub mod control;
 pub mod esp;
 pub mod frame;
+pub mod gossip;
 pub mod ip;
 pub mod record;
 pub mod token;
