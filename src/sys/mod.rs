@@ -10,10 +10,12 @@ pub mod interface;
 pub mod memfd;
 pub mod mount;
 pub mod namespace;
+pub mod poll;
 pub mod privileges;
 pub mod process;
 pub mod seqpacket;
 pub mod tun;
+pub mod udp;
 
 use std::io;
 

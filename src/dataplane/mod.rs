@@ -1,0 +1,193 @@
+//! The data plane: worker threads that carry packets between TUN devices and UDP sockets, around the pure cores
+//! `esp`, `overlay` and `offload`.
+//!
+//! ```text
+//! out   TUN read -> finish offload -> overlay.classify -+-> local:  TUN write
+//!                                                       +-> remote: seal in place -> batch -> sendmmsg
+//! in    recvmmsg -> SA by SPI, replay check, open in place -> overlay.accept -> TUN write
+//! ```
+//!
+//! The control plane talks to it in [`DataCommand`]s and hears [`DataEvent`]s. It decides nothing by itself: which
+//! SAs exist, which one sends, who owns an address are commands. It has no plaintext path: what no SA seals or opens
+//! is dropped and counted.
+//!
+//! Invariants
+//! - A worker never waits for anything but its poller, allocates nothing, takes no lock and writes no log for a packet.
+//! - A batch of commands is applied in order and as one: no packet sees half of it.
+//! - A datagram that must be sent again is sent as sealed. An error of one packet ends nothing but that packet.
+//! - Packets of one endpoint to one peer leave in the order in which they were read.
+//! - A panic of a worker aborts the process.
+//!
+//! One worker for now. Its index is the queue number in the SPIs of the SAs it sends with.
+
+mod clock;
+mod command;
+mod events;
+mod inbound;
+mod outbound;
+mod sending;
+mod socket;
+mod stats;
+mod tables;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+pub use clock::Clock;
+pub use command::{DataCommand, DataEvent, SaRefusal};
+pub use socket::DataSocket;
+pub use stats::{EndpointStats, LinkStats, SaStats, Stats, Traffic};
+
+use crate::esp::WorkerShare;
+use crate::sys::poll::{PollSet, Waker};
+use crate::types::BootId;
+use smol::channel::{Receiver, Sender};
+use std::io;
+use std::net::SocketAddr;
+use std::thread::JoinHandle;
+use worker::{Message, Worker};
+
+/// The longest inner packet that is carried, in octets; no TUN device may have a larger MTU. It fits a jumbo frame
+/// of 9000 octets and leaves the buffers small enough for the cache.
+pub const MAX_INNER_BYTES: usize = 9000;
+
+/// Batches of commands that may wait for the worker. A sender waits for room; the worker empties the queue in each
+/// turn, which takes milliseconds under load.
+const COMMAND_QUEUE_BATCHES: usize = 256;
+
+/// Events that may wait for the control plane in the channel; more are kept by the worker.
+const EVENT_QUEUE_EVENTS: usize = 1024;
+
+/// How to start the data plane.
+#[derive(Debug, Clone, Copy)]
+pub struct DataplaneConfig {
+    /// The data-path address and port (4500 by default). Port 0 takes any.
+    pub bind: SocketAddr,
+    /// This boot of the node: the near end of every SA.
+    pub boot: BootId,
+    /// Where `now` comes from.
+    pub clock: Clock,
+    /// Worker threads; only 1 is built.
+    pub workers: u8,
+}
+
+/// Why the data plane did not start. Nothing was left behind.
+#[derive(Debug, thiserror::Error)]
+pub enum DataplaneError {
+    /// Somebody else has the port.
+    #[error(
+        "UDP {0} (ESP data path) is in use, perhaps by another formic daemon or by an IKE daemon: stop it, or choose \
+         another port with --data-path-port"
+    )]
+    AddressInUse(SocketAddr),
+    /// The address is not this host's.
+    #[error("this host has no address {}: give one of its own with --data-path-addr", .0.ip())]
+    AddressNotAvailable(SocketAddr),
+    /// Any other failure to open the socket.
+    #[error("cannot open UDP {address} (ESP data path): {source}")]
+    Socket {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A number of workers that is not built.
+    #[error("{0} data plane workers were asked for: only 1 is built")]
+    Workers(u8),
+    /// The system refused a poller or a thread.
+    #[error("cannot start a data plane worker: {0}")]
+    Worker(#[from] io::Error),
+}
+
+/// The worker has ended; the reason came as [`DataEvent::WorkerFailed`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the data plane has stopped")]
+pub struct WorkerGone;
+
+/// The running data plane. It stops, and its sockets and devices are closed, when this is dropped.
+pub struct Dataplane {
+    worker: WorkerHandle,
+    events: Receiver<DataEvent>,
+    address: SocketAddr,
+}
+
+/// The control plane's end of one worker.
+struct WorkerHandle {
+    messages: Sender<Message>,
+    waker: Waker,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Dataplane {
+    /// Binds the data-path address and starts the workers.
+    ///
+    /// One (boot, worker) must have one data plane at most: its tables are what keeps a nonce from being used twice.
+    pub fn start(config: DataplaneConfig) -> Result<Dataplane, DataplaneError> {
+        Dataplane::start_on(DataSocket::bind(config.bind)?, config)
+    }
+
+    /// Starts the workers on a socket that was bound before, while the process still had privileges.
+    pub fn start_on(socket: DataSocket, config: DataplaneConfig) -> Result<Dataplane, DataplaneError> {
+        if config.workers != 1 {
+            return Err(DataplaneError::Workers(config.workers));
+        }
+        let address = socket.address();
+        let poll = PollSet::new()?;
+        let waker = poll.waker();
+        let (messages, inbox) = smol::channel::bounded(COMMAND_QUEUE_BATCHES);
+        let (event_sender, events) = smol::channel::bounded(EVENT_QUEUE_EVENTS);
+        let worker = Worker::new(WorkerShare::WHOLE, poll, socket, config, inbox, event_sender)?;
+        let thread = std::thread::Builder::new().name("formic-data-0".into()).spawn(move || worker.run())?;
+        Ok(Dataplane { worker: WorkerHandle { messages, waker, thread: Some(thread) }, events, address })
+    }
+
+    /// The address in use.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Passes on a batch of commands: they are applied in order, with no packet in between. Waits while the worker
+    /// has too many batches before it.
+    pub async fn send(&self, commands: Vec<DataCommand>) -> Result<(), WorkerGone> {
+        self.worker.messages.send(Message::Commands(commands)).await.map_err(|_| WorkerGone)?;
+        self.worker.wake()
+    }
+
+    /// [`Dataplane::send`] for callers outside of the executor.
+    pub fn send_blocking(&self, commands: Vec<DataCommand>) -> Result<(), WorkerGone> {
+        self.worker.messages.send_blocking(Message::Commands(commands)).map_err(|_| WorkerGone)?;
+        self.worker.wake()
+    }
+
+    /// Where events come out. Every receiver takes events away from the others: keep one.
+    pub fn events(&self) -> Receiver<DataEvent> {
+        self.events.clone()
+    }
+
+    /// The counters and tables as they are now. Everything sent before has been applied.
+    pub async fn stats(&self) -> Result<Stats, WorkerGone> {
+        let (reply, answer) = smol::channel::bounded(1);
+        self.worker.messages.send(Message::Stats(reply)).await.map_err(|_| WorkerGone)?;
+        self.worker.wake()?;
+        answer.recv().await.map_err(|_| WorkerGone)
+    }
+}
+
+impl WorkerHandle {
+    fn wake(&self) -> Result<(), WorkerGone> {
+        self.waker.wake().map_err(|_| WorkerGone)
+    }
+}
+
+impl Drop for WorkerHandle {
+    fn drop(&mut self) {
+        self.messages.close();
+        // A worker that cannot be woken would never be joined.
+        if self.wake().is_ok()
+            && let Some(thread) = self.thread.take()
+        {
+            // A worker does not end by panic: that aborts the process.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! What a worker knows: endpoints, networks, peers, SAs, and the counters of all of them. The flows are in
+//! [`super::outbound`] and [`super::inbound`], the commands in `commands`.
+
+mod commands;
+
+use super::events::EventQueue;
+use super::{DataEvent, EndpointStats, LinkStats, SaStats, Stats, Traffic};
+use crate::esp::{InboundIndex, OutboundIndex, SaDatabase, SaIdentity};
+use crate::offload::{FINISHED, VNET_HEADER_LEN};
+use crate::overlay::{DropCounters, DropReason, LocalIndex, NetworkTable, PeerIndex};
+use crate::sys::poll::Polled;
+use crate::types::{EndpointKey, Epoch, NetworkId, NodeId, Time, Transform};
+use nix::errno::Errno;
+use slab::Slab;
+use socket2::SockAddr;
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+
+/// Nodes that a worker can number: far more than a swarm has in the life of a daemon. Numbers are not used again.
+const MAX_PEERS: usize = 1 << 16;
+
+/// A local endpoint and its device.
+pub(super) struct Endpoint {
+    pub(super) key: EndpointKey,
+    pub(super) network: usize,
+    pub(super) address: IpAddr,
+    pub(super) tun: Polled<OwnedFd>,
+    pub(super) vnet: bool,
+    /// It is in the worker's queue of devices to read.
+    pub(super) queued: bool,
+    pub(super) sent: Traffic,
+    pub(super) received: Traffic,
+    pub(super) sent_dropped: u64,
+}
+
+/// A network with an endpoint here.
+pub(super) struct Network {
+    pub(super) id: NetworkId,
+    pub(super) transform: Transform,
+    pub(super) table: NetworkTable,
+    pub(super) links: HashMap<PeerIndex, Link>,
+}
+
+/// This node and one peer on one network.
+#[derive(Default)]
+pub(super) struct Link {
+    /// What the control plane wants to send with.
+    pub(super) wanted: Option<SaIdentity>,
+    /// The same, once it is installed.
+    pub(super) sending: Option<OutboundIndex>,
+    pub(super) last_received: Option<Time>,
+    pub(super) last_sent: Option<Time>,
+    pub(super) received: Traffic,
+    pub(super) sent: Traffic,
+}
+
+/// Another node.
+pub(super) struct Peer {
+    node: NodeId,
+    address: Option<SocketAddr>,
+    underlay: Option<SockAddr>,
+}
+
+/// Whose packets an inbound SA opens.
+#[derive(Clone, Copy)]
+pub(super) struct Inbound {
+    pub(super) network: usize,
+    pub(super) peer: PeerIndex,
+    epoch: Epoch,
+    /// Its first packet was reported.
+    pub(super) announced: bool,
+}
+
+/// See the [module](self).
+pub(super) struct Tables {
+    /// When this turn began.
+    pub(super) now: Time,
+    pub(super) endpoints: Slab<Endpoint>,
+    endpoint_numbers: HashMap<EndpointKey, usize>,
+    pub(super) networks: Slab<Network>,
+    network_numbers: HashMap<NetworkId, usize>,
+    pub(super) peers: Vec<Peer>,
+    peer_numbers: HashMap<NodeId, PeerIndex>,
+    pub(super) inbound: HashMap<InboundIndex, Inbound>,
+    pub(super) sas: SaDatabase,
+    pub(super) drops: DropCounters,
+    pub(super) events: EventQueue,
+}
+
+/// Where to send datagrams for a peer.
+pub(super) fn underlay_address(peers: &[Peer], peer: PeerIndex) -> Option<&SockAddr> {
+    peers.get(peer.0 as usize)?.underlay.as_ref()
+}
+
+impl Tables {
+    pub(super) fn new(sas: SaDatabase, events: EventQueue) -> Tables {
+        Tables {
+            now: Time::default(),
+            endpoints: Slab::new(),
+            endpoint_numbers: HashMap::new(),
+            networks: Slab::new(),
+            network_numbers: HashMap::new(),
+            peers: Vec::new(),
+            peer_numbers: HashMap::new(),
+            inbound: HashMap::new(),
+            sas,
+            drops: DropCounters::default(),
+            events,
+        }
+    }
+
+    /// Writes the inner packet at `start..start + length` of `buffer` to a local endpoint. There must be
+    /// [`VNET_HEADER_LEN`] octets before it, which are overwritten.
+    pub(super) fn deliver(
+        &mut self,
+        to: LocalIndex,
+        buffer: &mut [u8],
+        start: usize,
+        length: usize,
+    ) -> Result<(), DropReason> {
+        let endpoint = self.endpoints.get_mut(to.0 as usize).ok_or(DropReason::NoSuchEndpoint)?;
+        let from = if endpoint.vnet { start.saturating_sub(VNET_HEADER_LEN) } else { start };
+        let packet = buffer.get_mut(from..start + length).ok_or(DropReason::Oversized)?;
+        if let (true, Some(header)) = (endpoint.vnet, packet.first_chunk_mut::<VNET_HEADER_LEN>()) {
+            *header = FINISHED;
+        }
+        match nix::unistd::write(&endpoint.tun, packet) {
+            Ok(_) => {
+                endpoint.received.count(length);
+                Ok(())
+            }
+            Err(Errno::EAGAIN | Errno::ENOBUFS) => Err(DropReason::DeviceQueueFull),
+            Err(_) => Err(DropReason::DeviceWriteFailed),
+        }
+    }
+
+    /// Removes an endpoint whose device is gone, and says so.
+    pub(super) fn lose_endpoint(&mut self, local: LocalIndex, error: String) {
+        if let Some(endpoint) = self.endpoints.get(local.0 as usize).map(|endpoint| endpoint.key) {
+            self.remove_endpoint(endpoint);
+            self.events.push(DataEvent::EndpointLost { endpoint, error });
+        }
+    }
+
+    fn remove_endpoint(&mut self, key: EndpointKey) {
+        let Some(number) = self.endpoint_numbers.remove(&key) else { return };
+        // A stale number in the queue of devices to read finds nothing, or another device that has nothing.
+        let endpoint = self.endpoints.remove(number);
+        if let Some(network) = self.networks.get_mut(endpoint.network) {
+            network.table.remove_local(endpoint.address, LocalIndex(number as u32));
+        }
+    }
+
+    /// A snapshot.
+    pub(super) fn stats(&self) -> Stats {
+        let mut links: Vec<LinkStats> =
+            self.networks.iter().flat_map(|(_, network)| self.link_stats(network)).collect();
+        links.sort_by_key(|link| (link.network, link.peer));
+        let mut endpoints: Vec<EndpointStats> = self.endpoints.iter().map(|(_, endpoint)| endpoint.stats()).collect();
+        endpoints.sort_by_key(|endpoint| endpoint.endpoint);
+        let sending: BTreeSet<SaIdentity> = links.iter().filter_map(|link| link.sending).collect();
+        let sas = self.sas.summaries();
+        let sas = sas.map(|summary| SaStats { sending: sending.contains(&summary.identity), summary }).collect();
+        Stats { now: self.now, links, sas, endpoints, drops: self.drops.clone() }
+    }
+
+    fn link_stats<'a>(&'a self, network: &'a Network) -> impl Iterator<Item = LinkStats> + 'a {
+        network.links.iter().filter_map(|(peer, link)| {
+            let peer = self.peers.get(peer.0 as usize)?;
+            let sending = link.sending.and_then(|sa| self.sas.outbound(sa)).map(|sa| *sa.identity());
+            Some(LinkStats {
+                network: network.id,
+                peer: peer.node,
+                address: peer.address,
+                sending,
+                last_received: link.last_received,
+                last_sent: link.last_sent,
+                received: link.received,
+                sent: link.sent,
+            })
+        })
+    }
+}
+
+impl Endpoint {
+    fn stats(&self) -> EndpointStats {
+        EndpointStats {
+            endpoint: self.key,
+            address: self.address,
+            sent: self.sent,
+            received: self.received,
+            sent_dropped: self.sent_dropped,
+        }
+    }
+}
