@@ -1,0 +1,134 @@
+//! The hosts of one test.
+//!
+//! ```text
+//!   host 0 (ant-1)       host 1 (ant-2)      ...      each: own network, UTS and mount namespaces,
+//!   eth0 10.77.0.1       eth0 10.77.0.2               its own /run
+//!      |                    |
+//!   ===+====================+==========  bridge `underlay` 10.77.0.254, in the test's own
+//!                                        network namespace: captures and attackers live here
+//! ```
+//!
+//! The thread that makes a topology moves into new network and mount namespaces and stays there: nothing of it is
+//! visible on the machine, and all of it goes when the test's processes do.
+
+use crate::host::Host;
+use crate::process::{self, tied};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The bridge's name, for captures.
+pub const BRIDGE: &str = "underlay";
+
+/// The address of the test itself on the underlay: that of an attacker.
+pub const OUTSIDER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 254);
+
+/// Hosts on one bridge.
+pub struct Topology {
+    /// They.
+    pub hosts: Vec<Host>,
+    directory: PathBuf,
+}
+
+impl Topology {
+    /// Makes `count` hosts.
+    pub fn new(count: u8) -> Topology {
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+            .unwrap_or_else(|error| panic!("no new namespaces ({error}): run as root, or by scripts/test"));
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+            .expect("make mounts private");
+        let directory = make_directory();
+        ip(&format!("link add {BRIDGE} type bridge"));
+        ip(&format!("address add {OUTSIDER}/24 dev {BRIDGE}"));
+        ip(&format!("link set {BRIDGE} up"));
+        ip("link set lo up");
+        let mut topology = Topology { hosts: Vec::new(), directory };
+        for index in 0..count {
+            topology.add_host(index);
+        }
+        topology
+    }
+
+    fn add_host(&mut self, index: u8) {
+        let host = Host::new(index, &self.directory);
+        let (wire, pid) = (host.wire(), host.pid());
+        ip(&format!("link add {wire} type veth peer name eth0 netns {pid}"));
+        ip(&format!("link set {wire} master {BRIDGE} up"));
+        for words in
+            [format!("address add {}/24 dev eth0", host.address()), "link set eth0 up".into(), "link set lo up".into()]
+        {
+            let mut arguments = vec!["ip"];
+            arguments.extend(words.split(' '));
+            host.run(&arguments).ok();
+        }
+        // Router solicitations would be noise in the captures.
+        host.run(&["sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6 2>/dev/null; true"]).ok();
+        self.hosts.push(host);
+    }
+
+    /// A host by number, from 0.
+    pub fn host(&self, index: usize) -> &Host {
+        &self.hosts[index]
+    }
+
+    /// Where the test may put files; gone with the topology.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// A command in the test's own namespace, on the underlay but on no host.
+    pub fn outside(&self, program: &str) -> Command {
+        tied(program)
+    }
+
+    /// Cuts a host off the underlay, or connects it again.
+    pub fn connect(&self, index: usize, connected: bool) {
+        ip(&format!("link set {} {}", self.hosts[index].wire(), if connected { "up" } else { "down" }));
+    }
+
+    /// A root directory for `image import`: busybox (static), ping and iperf3 with their libraries.
+    pub fn image_directory(&self) -> PathBuf {
+        let root = self.directory.join("image");
+        if !root.exists() {
+            let script = include_str!("image.sh");
+            let mut command = Command::new("bash");
+            command.args(["-euc", script, "image"]).arg(&root);
+            process::run(command).ok();
+        }
+        root
+    }
+}
+
+impl Drop for Topology {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.hosts.iter().for_each(Host::print_log);
+        }
+        let complaints: Vec<String> = self.hosts.iter().flat_map(Host::unexpected_errors).collect();
+        self.hosts.clear();
+        let _ = std::fs::remove_dir_all(&self.directory);
+        assert!(
+            complaints.is_empty() || std::thread::panicking(),
+            "unexpected errors in logs:\n{}",
+            complaints.join("\n")
+        );
+    }
+}
+
+/// Below /tmp and short: a unix socket's path has at most 107 bytes.
+fn make_directory() -> PathBuf {
+    let path = process::run({
+        let mut command = Command::new("mktemp");
+        command.args(["-d", "/tmp/formic-test.XXXXXX"]);
+        command
+    });
+    PathBuf::from(path.ok())
+}
+
+fn ip(words: &str) {
+    let mut command = Command::new("ip");
+    command.args(words.split(' '));
+    process::run(command).ok();
+}
