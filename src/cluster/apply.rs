@@ -1,24 +1,83 @@
-//! The only place that changes the state.
+//! The only way to change the state: [`State::init`] for the first entry of a log, [`State::apply`] for every other.
+//!
+//! Each command's function checks everything first and then changes the state without a way to fail, so a refused
+//! command changes nothing but the index. While a command is applied, `State::index` is already its own.
 
-use super::{Effect, Entry, Refusal, Reply, State};
+use super::nodes::{Admission, Session};
+use super::{Command, Effect, Entry, Refusal, Reply, State};
+use crate::types::UnixTime;
 use zeroize::Zeroizing;
 
-/// Why bytes are not a state.
+/// What a command's function answers.
+pub(super) type Outcome = Result<(Reply, Vec<Effect>), Refusal>;
+
+/// Done, and nothing for the shell to do.
+pub(super) fn done() -> Outcome {
+    Ok((Reply::Done, Vec::new()))
+}
+
+/// Why bytes are not a state, or a state could not be written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the stored state is unreadable: {0}")]
-pub struct StateError(pub String);
+pub struct StateError(String);
 
 impl State {
-    /// The state after the first entry, which must be [`super::Command::Init`].
-    pub fn init(entry: &Entry) -> Result<State, Refusal> {
-        let _ = entry;
-        Err(Refusal::NotNow("not built yet".into()))
-    }
-
     /// Applies the entry with log index `self.index + 1`. A refused one changes nothing but the index.
     pub fn apply(&mut self, entry: &Entry) -> (Result<Reply, Refusal>, Vec<Effect>) {
-        let _ = entry;
-        (Err(Refusal::NotNow("not built yet".into())), Vec::new())
+        self.index = self.index.saturating_add(1);
+        match self.dispatch(&entry.command, entry.at) {
+            Ok((reply, effects)) => {
+                self.at = entry.at;
+                (Ok(reply), effects)
+            }
+            Err(refusal) => (Err(refusal), Vec::new()),
+        }
+    }
+
+    fn dispatch(&mut self, command: &Command, at: UnixTime) -> Outcome {
+        match command {
+            Command::Init { .. } => Err(Refusal::Invalid("the swarm is initialised already".into())),
+            Command::UpdateCluster { version, spec } => self.update_cluster(*version, spec, at),
+
+            Command::AddNode { id, role, hostname, software, addresses, availability, certificate_expires } => {
+                let certificate_expires = *certificate_expires;
+                let (role, availability) = (*role, *availability);
+                self.add_node(
+                    Admission { id: *id, role, hostname, software, addresses, availability, certificate_expires },
+                    at,
+                )
+            }
+            Command::OpenSession { node, boot, hostname, software, addresses } => {
+                self.open_session(Session { node: *node, boot: *boot, hostname, software, addresses }, at)
+            }
+            Command::SetNodeState { node, state, message } => self.set_node_state(*node, *state, message, at),
+            Command::UpdateNode { node, version, availability, labels } => {
+                self.update_node(*node, *version, *availability, labels, at)
+            }
+            Command::RemoveNode { node, force, master } => self.remove_node(*node, *force, master, at),
+            Command::SetCertificateExpiry { node, expires } => self.set_certificate_expiry(*node, *expires),
+
+            Command::SetPublic { node, boot, epoch, public } => self.set_public(*node, *boot, *epoch, *public),
+            Command::SetReady { node, epoch } => self.set_ready(*node, *epoch),
+            Command::SetSending { node, epoch } => self.set_sending(*node, *epoch),
+            Command::DrawNext { master } => self.draw_next(master, at),
+            Command::Activate { epoch } => self.activate(*epoch, at),
+            Command::Retire { epoch } => self.retire(*epoch),
+            Command::RequestRotation { force } => self.request_rotation(*force, at),
+            Command::RequestEarlyRotation { node } => self.request_early_rotation(*node, at),
+
+            Command::CreateNetwork { id, spec } => self.create_network(*id, spec, at),
+            Command::RemoveNetwork { id } => self.remove_network(*id),
+            Command::CreateService { id, spec } => self.create_service(*id, spec, at),
+            Command::RemoveService { id } => self.remove_service(*id, at),
+
+            Command::CreateTask { id, service, slot } => self.create_task(*id, *service, *slot, at),
+            Command::PlaceTask { id, node } => self.place_task(*id, *node, at),
+            Command::SetPending { id, reason } => self.set_pending(*id, reason, at),
+            Command::ShutDownTask { id, remove } => self.shut_down_task(*id, *remove, at),
+            Command::ReportTasks { node, statuses } => self.report_tasks(*node, statuses, at),
+            Command::ConfirmTaskGone { node, id } => self.confirm_task_gone(*node, *id, at),
+        }
     }
 
     /// A second copy, made on purpose: what readers hold while the next entry is applied.
@@ -26,13 +85,22 @@ impl State {
         State::from_bytes(&self.to_bytes()?)
     }
 
-    /// The bytes to be sealed and stored.
+    /// The bytes to be sealed and stored. The same state gives the same bytes.
     pub fn to_bytes(&self) -> Result<Zeroizing<Vec<u8>>, StateError> {
-        postcard::to_stdvec(self).map(Zeroizing::new).map_err(|error| StateError(error.to_string()))
+        let failed = |error: postcard::Error| StateError(error.to_string());
+        // Sized first: a vector that grows leaves copies of the keys behind in freed memory.
+        let size = postcard::experimental::serialized_size(self).map_err(failed)?;
+        let mut bytes = Zeroizing::new(vec![0; size]);
+        postcard::to_slice(self, bytes.as_mut_slice()).map_err(failed)?;
+        Ok(bytes)
     }
 
-    /// Reads what [`State::to_bytes`] wrote.
+    /// Reads what [`State::to_bytes`] wrote, all of it.
     pub fn from_bytes(bytes: &[u8]) -> Result<State, StateError> {
-        postcard::from_bytes(bytes).map_err(|error| StateError(error.to_string()))
+        match postcard::take_from_bytes(bytes) {
+            Ok((state, [])) => Ok(state),
+            Ok((_, rest)) => Err(StateError(format!("{} bytes too many", rest.len()))),
+            Err(error) => Err(StateError(error.to_string())),
+        }
     }
 }

@@ -3,10 +3,18 @@
 //!
 //! - `state`: what is known: nodes, networks, services, tasks, the key ring.
 //! - `command`: what may change it, and why a change is refused.
-//! - `apply`: the only place that changes it.
+//! - `apply`: the only way to change it; each noun's file holds its commands: `settings`, `nodes`, `keys`,
+//!   `networks`, `services`, `tasks`.
 //! - `ipam`: subnets of the pool, addresses of a subnet.
 //! - `schedule`: which commands the wanted services ask for (`plan`): create, place, replace, forget tasks.
 //! - `ring`: which commands the key life asks for (`plan`): draw, activate, retire.
+//! - `view`: what the dispatcher reads: a node's tasks, networks and peers.
+//!
+//! Invariants, held by every command and tested on random sequences of them:
+//! - a refused command changes nothing but the index;
+//! - an address has one owner, from its placement until its node confirms that the task is gone or is removed;
+//! - a slot has at most one live task; a task's state only moves forward;
+//! - at most three epochs, one a phase, their numbers rising from previous to next and never used again.
 //!
 //! Not here: storage, sockets, clocks, signatures, certificates (all in `manager`).
 #![forbid(unsafe_code)]
@@ -14,9 +22,19 @@
 
 mod apply;
 mod command;
+mod ipam;
+mod keys;
+pub mod limits;
+mod networks;
+mod nodes;
 pub mod ring;
 pub mod schedule;
+mod services;
+mod settings;
 mod state;
+mod tasks;
+#[cfg(test)]
+mod tests;
 mod view;
 
 pub use apply::StateError;
@@ -26,6 +44,3 @@ pub use state::{
     State, Task,
 };
 pub use view::Needs;
-
-/// Former boots of a node that are remembered: an older process would have to outlive that many restarts.
-pub const FORMER_BOOTS: usize = 16;

@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 pub struct State {
     /// The log index of the last applied entry.
     pub index: u64,
-    /// The wall-clock time of the last applied entry.
+    /// The wall-clock time of the last entry that was not refused.
     pub at: UnixTime,
     /// The swarm itself.
     pub cluster: Cluster,
@@ -106,7 +106,7 @@ pub struct Node {
     pub boot: Option<BootId>,
     /// Log index at which that boot was committed: boots are ordered by it.
     pub boot_index: u64,
-    /// Its boots before that, oldest first, at most [`super::FORMER_BOOTS`]: none of them may come back.
+    /// Its boots before that, oldest first, at most [`super::limits::FORMER_BOOTS`]: none of them may come back.
     pub former_boots: Vec<BootId>,
     /// The X25519 publics of that boot, by epoch.
     pub publics: BTreeMap<Epoch, PublicKey>,
@@ -248,9 +248,34 @@ pub struct Ring {
     pub last_early_rotation: Option<UnixTime>,
 }
 
+impl Task {
+    /// Whether it fills its slot: wanted, and not ended. A slot has at most one live task.
+    pub fn is_live(&self) -> bool {
+        self.desired == TaskState::Running && !self.status.state.is_terminal()
+    }
+}
+
+impl Node {
+    /// Whether the scheduler may place a task on it now.
+    pub fn takes_tasks(&self) -> bool {
+        self.state == NodeState::Ready && self.availability == Availability::Active
+    }
+}
+
 impl Ring {
     /// The epoch in a phase.
     pub fn phase(&self, phase: EpochPhase) -> Option<&EpochState> {
         self.epochs.iter().find(|epoch| epoch.phase == phase)
+    }
+
+    pub(super) fn phase_mut(&mut self, phase: EpochPhase) -> Option<&mut EpochState> {
+        self.epochs.iter_mut().find(|epoch| epoch.phase == phase)
+    }
+
+    /// Takes the epoch in a phase out, and with it its master. Tells whether there was one.
+    pub(super) fn erase(&mut self, phase: EpochPhase) -> bool {
+        let before = self.epochs.len();
+        self.epochs.retain(|epoch| epoch.phase != phase);
+        self.epochs.len() < before
     }
 }

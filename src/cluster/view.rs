@@ -1,4 +1,7 @@
 //! What the dispatcher reads out of the state: pure functions, nothing kept.
+//!
+//! A task counts on its node from its placement until its node confirms that it is gone: so long the node may hold
+//! the keys of its networks.
 
 use super::{State, Task};
 use crate::types::{NetworkId, NodeId, TaskAssignment};
@@ -14,33 +17,45 @@ pub struct Needs {
 }
 
 impl State {
-    /// The networks that have a task on the node: it gets their keys. A task counts until it is confirmed gone.
+    /// The networks that have a task on the node: it gets their keys.
     pub fn networks_of(&self, node: NodeId) -> BTreeSet<NetworkId> {
-        let _ = node;
-        BTreeSet::new()
+        let tasks = self.tasks.values().filter(|task| task.node == Some(node));
+        tasks.flat_map(|task| &task.attachments).map(|attachment| attachment.network).collect()
     }
 
     /// The nodes that have a task on the network.
     pub fn members(&self, network: NetworkId) -> BTreeSet<NodeId> {
-        let _ = network;
-        BTreeSet::new()
+        let owners = self.networks.get(&network).into_iter().flat_map(|network| network.addresses.values());
+        owners.filter_map(|task| self.tasks.get(task)?.node).collect()
     }
 
     /// The tasks that the node is told to have, in the order of their ids.
     pub fn tasks_of(&self, node: NodeId) -> Vec<TaskAssignment> {
-        let _ = node;
-        Vec::new()
+        let tasks = self.tasks.values().filter(|task| task.node == Some(node));
+        tasks.filter_map(|task| self.assignment(task)).collect()
     }
 
     /// What the node has to be given.
     pub fn needs(&self, node: NodeId) -> Needs {
-        let _ = node;
-        Needs::default()
+        let networks: BTreeMap<NetworkId, BTreeSet<NodeId>> =
+            self.networks_of(node).into_iter().map(|network| (network, self.members(network))).collect();
+        let peers = networks.values().flatten().copied().filter(|peer| *peer != node).collect();
+        Needs { networks, peers }
     }
 
     /// The task as its node is told to have it; `None` when it has no node or is gone.
     pub fn assignment(&self, task: &Task) -> Option<TaskAssignment> {
-        let _ = task;
-        None
+        let node = task.node.filter(|_| !task.gone)?;
+        let service_name = self.services.get(&task.service).map(|service| service.spec.name.clone());
+        Some(TaskAssignment {
+            id: task.id,
+            service: task.service,
+            service_name: service_name.unwrap_or_default(),
+            slot: task.slot,
+            node,
+            container: task.container.clone(),
+            attachments: task.attachments.clone(),
+            desired: task.desired,
+        })
     }
 }

@@ -1,0 +1,118 @@
+//! Commands on services.
+
+use super::apply::{Outcome, done};
+use super::limits::{
+    ALIASES, API_SPEC_BYTES, CONTAINER_BYTES, NETWORKS_PER_SERVICE, REPLICAS, SERVICES, TASKS, check_labels,
+    check_room, check_service_name, not_found,
+};
+use super::{Refusal, Service, State};
+use crate::types::{ContainerSpec, NetworkId, ServiceId, ServiceSpec, TaskId, UnixTime};
+use std::collections::BTreeSet;
+
+impl State {
+    pub(super) fn create_service(&mut self, id: ServiceId, spec: &ServiceSpec, at: UnixTime) -> Outcome {
+        check_service_name(&spec.name)?;
+        // A service on its way out has given up its name: `service rm` and `service create` in a row work.
+        let same_name = |service: &Service| !service.removing && service.spec.name == spec.name;
+        if self.services.values().any(same_name) {
+            let text = format!("name conflicts with an existing object: service {} already exists", spec.name);
+            return Err(Refusal::Conflict(text));
+        }
+        if self.services.contains_key(&id) {
+            return Err(Refusal::Conflict(format!("service with id {id} already exists")));
+        }
+        check_room("services", self.services.len(), SERVICES)?;
+        check_labels("labels", &spec.labels)?;
+        check_container(&spec.container)?;
+        if spec.api_spec.len() > API_SPEC_BYTES {
+            return Err(Refusal::Invalid(format!("the service's specification is longer than {API_SPEC_BYTES} bytes")));
+        }
+        self.check_networks(&spec.networks)?;
+        self.check_replicas(spec.replicas)?;
+        let (spec, version) = (spec.clone(), self.index);
+        let service = Service { id, spec, created_at: at, updated_at: at, version, removing: false };
+        self.services.insert(id, service);
+        done()
+    }
+
+    fn check_networks(&self, networks: &[(NetworkId, Vec<String>)]) -> Result<(), Refusal> {
+        if networks.len() > NETWORKS_PER_SERVICE {
+            let text = format!("a service can have at most {NETWORKS_PER_SERVICE} networks");
+            return Err(Refusal::Invalid(text));
+        }
+        let mut seen = BTreeSet::new();
+        for (id, aliases) in networks {
+            let network = self.networks.get(id).ok_or_else(|| not_found("network", id))?;
+            if !seen.insert(*id) {
+                return Err(Refusal::Invalid(format!("network {} is given twice", network.spec.name)));
+            }
+            let bad = |alias: &String| super::limits::check_network_name(alias).is_err();
+            if aliases.len() > ALIASES || aliases.iter().any(bad) {
+                let text = format!(
+                    "aliases on network {}: at most {ALIASES} names of letters, digits, . _ -",
+                    network.spec.name
+                );
+                return Err(Refusal::Invalid(text));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_replicas(&self, replicas: u64) -> Result<(), Refusal> {
+        if replicas > REPLICAS {
+            return Err(Refusal::Invalid(format!("{replicas} replicas are too many: at most {REPLICAS}")));
+        }
+        let wanted = |service: &Service| if service.removing { 0 } else { service.spec.replicas };
+        let held: u64 = self.services.values().map(wanted).sum();
+        if held.saturating_add(replicas) > TASKS {
+            let text = format!("the swarm has {held} tasks; {replicas} more would exceed its limit of {TASKS}");
+            return Err(Refusal::NotNow(text));
+        }
+        Ok(())
+    }
+
+    /// Tells all tasks to go. Those that no node has go at once, and with the last one the service.
+    pub(super) fn remove_service(&mut self, id: ServiceId, at: UnixTime) -> Outcome {
+        let index = self.index;
+        let service = self.services.get_mut(&id).filter(|service| !service.removing);
+        let service = service.ok_or_else(|| not_found("service", id))?;
+        service.removing = true;
+        service.updated_at = at;
+        service.version = index;
+        let tasks: Vec<TaskId> = self.tasks.values().filter(|task| task.service == id).map(|task| task.id).collect();
+        for task in tasks {
+            self.tell_to_go(task, at);
+        }
+        self.end_service(id);
+        done()
+    }
+
+    /// Forgets a service that was told to go once it has no task.
+    pub(super) fn end_service(&mut self, id: ServiceId) {
+        let removing = self.services.get(&id).is_some_and(|service| service.removing);
+        if removing && !self.tasks.values().any(|task| task.service == id) {
+            self.services.remove(&id);
+        }
+    }
+}
+
+/// What a task runs: within bounds, and without NUL, which no argument of a program can hold.
+fn check_container(container: &ContainerSpec) -> Result<(), Refusal> {
+    let ContainerSpec { image, command, args, env, dir, hostname } = container;
+    if image.is_empty() {
+        return Err(Refusal::Invalid("image must be provided".into()));
+    }
+    let lists = command.iter().chain(args).chain(env);
+    let texts = || lists.clone().chain([image, dir, hostname]);
+    // Each string also costs its length field and a pointer of the program's vector.
+    let bytes: usize = texts().map(|text| text.len().saturating_add(8)).sum();
+    if bytes > CONTAINER_BYTES {
+        let text =
+            format!("image, command, arguments and environment take {bytes} bytes; {CONTAINER_BYTES} are allowed");
+        return Err(Refusal::Invalid(text));
+    }
+    if texts().any(|text| text.contains('\0')) {
+        return Err(Refusal::Invalid("image, command, arguments and environment must not contain NUL".into()));
+    }
+    Ok(())
+}

@@ -1,0 +1,125 @@
+//! The swarm itself: its first entry and its settings.
+
+use super::apply::{Outcome, done};
+use super::limits::{MAX_SUBNET_PREFIX, MIN_SUBNET_PREFIX};
+use super::{CertificateAuthority, Cluster, Command, Entry, EpochState, Refusal, Ring, State, ipam, ring};
+use crate::types::{ClusterSpec, Epoch, EpochPhase, Generation, Key32, UnixTime};
+use ipnet::IpNet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+
+/// Seconds between two heartbeats: below one the control plane would idle loudly, above five minutes nobody would
+/// call the answer news.
+const HEARTBEAT_SECS: RangeInclusive<u32> = 1..=300;
+/// Seconds between two rotations: a minute lets every node follow, 30 days bound what one key protects.
+const KEY_ROTATION_SECS: RangeInclusive<u32> = 60..=2_592_000;
+/// Seconds a node certificate lives: Docker's lower bound, and ten years.
+const CERTIFICATE_SECS: RangeInclusive<u64> = 3600..=315_360_000;
+
+/// The log index of the first entry.
+const FIRST_INDEX: u64 = 1;
+
+impl State {
+    /// The state after the first entry of a log, which must be [`Command::Init`]. Its index is 1.
+    pub fn init(entry: &Entry) -> Result<State, Refusal> {
+        let Command::Init { cluster, fork, spec, worker_secret, manager_secret, authority, attestation, current, next } =
+            &entry.command
+        else {
+            return Err(Refusal::Invalid("a log starts with the swarm's settings and keys".into()));
+        };
+        check_spec(spec)?;
+        Ok(State {
+            index: FIRST_INDEX,
+            at: entry.at,
+            cluster: Cluster {
+                id: *cluster,
+                fork: *fork,
+                created_at: entry.at,
+                updated_at: entry.at,
+                version: FIRST_INDEX,
+                spec: spec.clone(),
+                worker_secret: worker_secret.clone(),
+                manager_secret: manager_secret.clone(),
+                authority: CertificateAuthority {
+                    certificate: authority.certificate.clone(),
+                    key: authority.key.clone(),
+                },
+                attestation: attestation.duplicate(),
+            },
+            nodes: BTreeMap::new(),
+            gone: BTreeMap::new(),
+            networks: BTreeMap::new(),
+            services: BTreeMap::new(),
+            tasks: BTreeMap::new(),
+            ring: first_ring(current, next, Generation { fork: *fork, index: FIRST_INDEX }, entry.at),
+        })
+    }
+
+    pub(super) fn update_cluster(&mut self, version: u64, spec: &ClusterSpec, at: UnixTime) -> Outcome {
+        if version != self.cluster.version {
+            return Err(Refusal::OutOfSequence);
+        }
+        check_spec(spec)?;
+        self.cluster.spec = spec.clone();
+        self.cluster.version = self.index;
+        self.cluster.updated_at = at;
+        done()
+    }
+}
+
+/// Epoch 1, current, and epoch 2, next. No node is admitted yet, so neither has participants.
+fn first_ring(current: &Key32, next: &Key32, generation: Generation, at: UnixTime) -> Ring {
+    let epoch = |number, phase, master: &Key32, activated_at| EpochState {
+        epoch: Epoch(number),
+        phase,
+        master: master.duplicate(),
+        participants: BTreeSet::new(),
+        ready: BTreeSet::new(),
+        sending: BTreeSet::new(),
+        handed_out_at: at,
+        activated_at,
+    };
+    Ring {
+        epochs: vec![epoch(1, EpochPhase::Current, current, Some(at)), epoch(2, EpochPhase::Next, next, None)],
+        request: None,
+        generation,
+        keep_previous_secs: ring::DEADLINE_SECS,
+        last_early_rotation: None,
+    }
+}
+
+fn check_spec(spec: &ClusterSpec) -> Result<(), Refusal> {
+    check_range("heartbeat period", &spec.heartbeat_secs, &HEARTBEAT_SECS)?;
+    check_range("key rotation interval", &spec.key_rotation_secs, &KEY_ROTATION_SECS)?;
+    check_range("certificate life", &spec.certificate_secs, &CERTIFICATE_SECS)?;
+    if spec.data_path_port == 0 {
+        return Err(Refusal::Invalid("data path port must not be 0".into()));
+    }
+    check_pool(spec)
+}
+
+fn check_range<N: PartialOrd + std::fmt::Display>(
+    what: &str,
+    value: &N,
+    range: &RangeInclusive<N>,
+) -> Result<(), Refusal> {
+    if range.contains(value) {
+        return Ok(());
+    }
+    let text = format!("{what} of {value} s is out of range: {} to {} s", range.start(), range.end());
+    Err(Refusal::Invalid(text))
+}
+
+fn check_pool(spec: &ClusterSpec) -> Result<(), Refusal> {
+    let IpNet::V4(pool) = spec.address_pool else {
+        return Err(Refusal::Invalid(format!("address pool {}: IPv6 is not supported yet", spec.address_pool)));
+    };
+    ipam::check_block("address pool", pool)?;
+    let prefix = spec.subnet_prefix;
+    if prefix <= pool.prefix_len() || !(MIN_SUBNET_PREFIX..=MAX_SUBNET_PREFIX).contains(&prefix) {
+        let text =
+            format!("subnet size /{prefix} does not fit: it must be narrower than the pool {pool} and at most /30");
+        return Err(Refusal::Invalid(text));
+    }
+    Ok(())
+}
