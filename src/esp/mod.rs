@@ -37,3 +37,6 @@ pub use drop::EspDrop;
 pub use replay::{Fresh, REPLAY_WINDOW_PACKETS, ReplayWindow};
 pub use sa::{HEADROOM, InboundSa, Opened, OutboundSa, SaTraffic, Sealed, TAILROOM};
 pub use schedule::{SaIdentity, SaKeys, gossip_key, network_key, spi};
+
+#[cfg(test)]
+mod testing;

@@ -47,6 +47,13 @@ pub struct SaTraffic {
     pub last_authenticated: Option<Time>,
 }
 
+/// What tells a packet from all others of its SA. Formic's IV is the sequence number; others choose it freely.
+#[derive(Clone, Copy)]
+struct PacketNumber {
+    sequence: u64,
+    iv: u64,
+}
+
 /// The sending half. It cannot be copied, and its counter is never set back.
 pub struct OutboundSa {
     core: Core,
@@ -85,6 +92,27 @@ pub struct Opened {
     pub first: bool,
 }
 
+impl PacketNumber {
+    fn nonce(self, salt: [u8; SALT_LEN]) -> [u8; NONCE_LEN] {
+        let mut nonce = [0; NONCE_LEN];
+        let (salt_part, iv) = nonce.split_at_mut(SALT_LEN);
+        salt_part.copy_from_slice(&salt);
+        iv.copy_from_slice(&self.iv.to_be_bytes());
+        nonce
+    }
+
+    /// SPI || sequence high || sequence low || IV: the AAD of GCM is its first 12 octets.
+    fn aad_prefix(self, spi: Spi) -> [u8; GMAC_PREFIX_LEN] {
+        let mut prefix = [0; GMAC_PREFIX_LEN];
+        let (spi_part, rest) = prefix.split_at_mut(4);
+        let (sequence, iv) = rest.split_at_mut(8);
+        spi_part.copy_from_slice(&spi.0.to_be_bytes());
+        sequence.copy_from_slice(&self.sequence.to_be_bytes());
+        iv.copy_from_slice(&self.iv.to_be_bytes());
+        prefix
+    }
+}
+
 impl Core {
     fn new(keys: &SaKeys) -> Core {
         Core {
@@ -97,27 +125,54 @@ impl Core {
         }
     }
 
-    fn nonce(&self, sequence: u64) -> [u8; NONCE_LEN] {
-        let mut nonce = [0; NONCE_LEN];
-        let (salt, iv) = nonce.split_at_mut(SALT_LEN);
-        salt.copy_from_slice(&self.salt);
-        iv.copy_from_slice(&sequence.to_be_bytes());
-        nonce
+    /// Writes the header in front of the `body_len` octets at [`HEADER_LEN`], protects them and writes the ICV after.
+    fn protect(&self, number: PacketNumber, datagram: &mut [u8], body_len: usize) -> Result<(), BadTag> {
+        let nonce = number.nonce(self.salt);
+        let prefix = number.aad_prefix(self.spi);
+        let header = Header { spi: self.spi, sequence_low: number.sequence as u32, iv: number.iv }.emit();
+        let body = HEADER_LEN..HEADER_LEN + body_len;
+        let tag = match self.identity.transform {
+            Transform::Gcm => {
+                let (aad, _iv) = prefix.split_at(AAD_LEN);
+                self.cipher.seal(nonce, aad, datagram.get_mut(body.clone()).ok_or(BadTag)?)?
+            }
+            Transform::Gmac => {
+                let shifted = GMAC_PREFIX_LEN..GMAC_PREFIX_LEN + body_len;
+                datagram.copy_within(body.clone(), shifted.start);
+                let aad = datagram.get_mut(..shifted.end).ok_or(BadTag)?;
+                put_front(aad, &prefix)?;
+                let tag = self.cipher.seal(nonce, aad, &mut [])?;
+                datagram.copy_within(shifted, body.start);
+                tag
+            }
+        };
+        put_front(datagram, &header)?;
+        put_front(datagram.get_mut(body.end..).ok_or(BadTag)?, &tag)
     }
 
-    fn header(&self, sequence: u64) -> Header {
-        Header { spi: self.spi, sequence_low: sequence as u32, iv: sequence }
-    }
-
-    /// SPI || sequence high || sequence low || IV: the AAD of GCM is its first 12 octets.
-    fn aad_prefix(&self, sequence: u64) -> [u8; GMAC_PREFIX_LEN] {
-        let mut prefix = [0; GMAC_PREFIX_LEN];
-        let (spi, rest) = prefix.split_at_mut(4);
-        let (extended_sequence, iv) = rest.split_at_mut(8);
-        spi.copy_from_slice(&self.spi.0.to_be_bytes());
-        extended_sequence.copy_from_slice(&sequence.to_be_bytes());
-        iv.copy_from_slice(&sequence.to_be_bytes());
-        prefix
+    /// Undoes [`Core::protect`]; returns where the verified body (inner packet, padding, trailer) lies.
+    fn verify(&self, number: PacketNumber, datagram: &mut [u8]) -> Result<Range<usize>, BadTag> {
+        let nonce = number.nonce(self.salt);
+        let prefix = number.aad_prefix(self.spi);
+        let (rest, tag) = datagram.split_last_chunk_mut::<TAG_LEN>().ok_or(BadTag)?;
+        let tag = *tag;
+        let body = HEADER_LEN..rest.len();
+        match self.identity.transform {
+            Transform::Gcm => {
+                let (aad, _iv) = prefix.split_at(AAD_LEN);
+                self.cipher.open(nonce, aad, rest.get_mut(body.clone()).ok_or(BadTag)?, &tag)?;
+                Ok(body)
+            }
+            Transform::Gmac => {
+                // The tag is saved: its place takes the octets that the body moves by.
+                let shifted = GMAC_PREFIX_LEN..GMAC_PREFIX_LEN + body.len();
+                datagram.copy_within(body, shifted.start);
+                let aad = datagram.get_mut(..shifted.end).ok_or(BadTag)?;
+                put_front(aad, &prefix)?;
+                self.cipher.open(nonce, aad, &mut [], &tag)?;
+                Ok(shifted)
+            }
+        }
     }
 
     fn count(&mut self, bytes: usize) {
@@ -155,35 +210,11 @@ impl OutboundSa {
             CounterAnswer::SoftLimit(sequence) => (sequence, true),
             CounterAnswer::Exhausted => return Err(EspDrop::Exhausted),
         };
-        let (header, rest) = datagram.split_at_mut(HEADER_LEN);
-        let body_len = write_trailer(rest, inner_len, next_header).ok_or(EspDrop::NoRoom)?;
-        header.copy_from_slice(&self.core.header(sequence).emit());
-        self.protect(datagram, body_len, sequence).map_err(|BadTag| EspDrop::NoRoom)?;
+        let body_len = datagram.get_mut(HEADER_LEN..).and_then(|body| write_trailer(body, inner_len, next_header));
+        let number = PacketNumber { sequence, iv: sequence };
+        self.core.protect(number, datagram, body_len.ok_or(EspDrop::NoRoom)?).map_err(|BadTag| EspDrop::NoRoom)?;
         self.core.count(inner_len);
         Ok(Sealed { datagram_len: datagram_len(inner_len), soft_limit })
-    }
-
-    fn protect(&self, datagram: &mut [u8], body_len: usize, sequence: u64) -> Result<(), BadTag> {
-        let nonce = self.core.nonce(sequence);
-        let prefix = self.core.aad_prefix(sequence);
-        let body = HEADER_LEN..HEADER_LEN + body_len;
-        let tag = match self.core.identity.transform {
-            Transform::Gcm => {
-                let (aad, _iv) = prefix.split_at(AAD_LEN);
-                self.core.cipher.seal(nonce, aad, datagram.get_mut(body.clone()).ok_or(BadTag)?)?
-            }
-            Transform::Gmac => {
-                datagram.copy_within(body.clone(), GMAC_PREFIX_LEN);
-                let aad = datagram.get_mut(..GMAC_PREFIX_LEN + body_len).ok_or(BadTag)?;
-                put_prefix(aad, &prefix)?;
-                let tag = self.core.cipher.seal(nonce, aad, &mut [])?;
-                datagram.copy_within(GMAC_PREFIX_LEN..GMAC_PREFIX_LEN + body_len, HEADER_LEN);
-                put_prefix(datagram, &self.core.header(sequence).emit())?;
-                tag
-            }
-        };
-        datagram.get_mut(body.end..body.end + TAG_LEN).ok_or(BadTag)?.copy_from_slice(&tag);
-        Ok(())
     }
 
     /// Which SA.
@@ -244,7 +275,8 @@ impl InboundSa {
             return Err(EspDrop::IvMismatch);
         }
         let fresh = self.window.check(sequence)?;
-        let body = self.verify(datagram, sequence).map_err(|BadTag| EspDrop::BadTag)?;
+        let number = PacketNumber { sequence, iv: header.iv };
+        let body = self.core.verify(number, datagram).map_err(|BadTag| EspDrop::BadTag)?;
         let newest = self.window.mark(fresh);
         let first = self.core.traffic.last_authenticated.replace(now).is_none();
         let (payload_len, next_header) =
@@ -254,31 +286,6 @@ impl InboundSa {
             })?;
         self.core.count(payload_len);
         Ok(Opened { payload: body.start..body.start + payload_len, next_header, sequence, newest, first })
-    }
-
-    /// Returns where the verified body (inner packet, padding, trailer) lies.
-    fn verify(&self, datagram: &mut [u8], sequence: u64) -> Result<Range<usize>, BadTag> {
-        let nonce = self.core.nonce(sequence);
-        let prefix = self.core.aad_prefix(sequence);
-        let (rest, tag) = datagram.split_last_chunk_mut::<TAG_LEN>().ok_or(BadTag)?;
-        let tag = *tag;
-        let body_len = rest.len().checked_sub(HEADER_LEN).ok_or(BadTag)?;
-        match self.core.identity.transform {
-            Transform::Gcm => {
-                let (aad, _iv) = prefix.split_at(AAD_LEN);
-                let body = rest.get_mut(HEADER_LEN..).ok_or(BadTag)?;
-                self.core.cipher.open(nonce, aad, body, &tag)?;
-                Ok(HEADER_LEN..HEADER_LEN + body_len)
-            }
-            Transform::Gmac => {
-                // The tag is saved: its place takes the octets that the body moves by.
-                datagram.copy_within(HEADER_LEN..HEADER_LEN + body_len, GMAC_PREFIX_LEN);
-                let aad = datagram.get_mut(..GMAC_PREFIX_LEN + body_len).ok_or(BadTag)?;
-                put_prefix(aad, &prefix)?;
-                self.core.cipher.open(nonce, aad, &mut [], &tag)?;
-                Ok(GMAC_PREFIX_LEN..GMAC_PREFIX_LEN + body_len)
-            }
-        }
     }
 
     /// Which SA.
@@ -320,8 +327,8 @@ impl InboundSa {
     }
 }
 
-fn put_prefix(buffer: &mut [u8], prefix: &[u8]) -> Result<(), BadTag> {
-    buffer.get_mut(..prefix.len()).ok_or(BadTag)?.copy_from_slice(prefix);
+fn put_front(buffer: &mut [u8], octets: &[u8]) -> Result<(), BadTag> {
+    buffer.get_mut(..octets.len()).ok_or(BadTag)?.copy_from_slice(octets);
     Ok(())
 }
 
