@@ -109,7 +109,8 @@ pub struct Received {
     pub opened: Opened,
 }
 
-/// See the [module](self).
+/// The security associations of one worker in one boot: makes each once, keeps its counter or window until its epoch
+/// is erased, finds it by index or SPI.
 pub struct SaDatabase {
     boot: BootId,
     share: WorkerShare,
