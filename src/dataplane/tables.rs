@@ -62,6 +62,13 @@ pub(super) struct Peer {
     underlay: Option<SockAddr>,
 }
 
+#[cfg(test)]
+impl Peer {
+    pub(super) fn at(underlay: SockAddr) -> Peer {
+        Peer { node: NodeId::from_random([0; 17]), address: None, underlay: Some(underlay) }
+    }
+}
+
 /// Whose packets an inbound SA opens.
 #[derive(Clone, Copy)]
 pub(super) struct Inbound {

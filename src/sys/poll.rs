@@ -98,3 +98,51 @@ impl<S: AsFd + AsRawFd> Drop for Polled<S> {
         let _ = self.poller.delete(&self.source);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixDatagram;
+
+    /// More than any of these tests waits for.
+    const DEADLINE: Option<Duration> = Some(Duration::from_secs(20));
+
+    fn next(poll: &mut PollSet) -> Option<Readiness> {
+        let mut seen = None;
+        poll.wait(DEADLINE, |readiness| seen = Some(readiness)).unwrap();
+        seen
+    }
+
+    #[test]
+    fn a_source_is_told_of_when_it_becomes_ready() {
+        let (one, two) = UnixDatagram::pair().unwrap();
+        one.set_nonblocking(true).unwrap();
+        two.set_nonblocking(true).unwrap();
+        let mut poll = PollSet::new().unwrap();
+        let polled = poll.register(one, 5).unwrap();
+        two.send(b"x").unwrap();
+        assert_eq!(next(&mut poll), Some(Readiness { key: 5, readable: true, writable: false }));
+
+        while polled.source().send(b"fill").is_ok() {}
+        polled.watch_writable(true).unwrap();
+        // Readable still; not writable before the other side has read.
+        assert!(next(&mut poll).is_some_and(|readiness| !readiness.writable));
+        while two.recv(&mut [0; 4]).is_ok() {}
+        assert!(next(&mut poll).is_some_and(|readiness| readiness.writable));
+        polled.watch_writable(false).unwrap();
+        assert!(next(&mut poll).is_some_and(|readiness| readiness.readable && !readiness.writable));
+    }
+
+    #[test]
+    fn a_wake_up_is_not_lost_and_a_dropped_source_is_silent() {
+        let (one, two) = UnixDatagram::pair().unwrap();
+        let kept_open = one.try_clone().unwrap();
+        let mut poll = PollSet::new().unwrap();
+        let polled = poll.register(one, 5).unwrap();
+        two.send(b"x").unwrap();
+        drop(polled);
+        poll.waker().wake().unwrap();
+        assert_eq!(next(&mut poll), None, "the registration does not outlive its owner");
+        drop(kept_open);
+    }
+}

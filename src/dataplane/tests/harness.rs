@@ -1,0 +1,264 @@
+//! Two nodes in one process: data planes on loopback addresses, and containers whose devices are one end of a
+//! SOCK_SEQPACKET pair, which like a TUN device takes and gives one packet at a time.
+
+use crate::dataplane::{Clock, DataCommand, DataEvent, Dataplane, DataplaneConfig, Stats};
+use crate::esp::{Direction, SaIdentity, SaKeys};
+use crate::overlay::DropReason;
+use crate::types::{
+    BootId, ClusterId, EndpointKey, Epoch, Fork, Generation, Key32, NetworkId, NodeId, PublicKey, TaskId, Transform,
+};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use smol::channel::Receiver;
+use smol::future::FutureExt as _;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::time::{Duration, Instant};
+
+/// Nothing on loopback takes this long; a test that waits longer fails.
+pub(super) const DEADLINE: Duration = Duration::from_secs(20);
+
+pub(super) const NETWORK: u8 = 40;
+
+pub(super) fn network(number: u8) -> NetworkId {
+    NetworkId::from_random([number; 17])
+}
+
+pub(super) fn generation(index: u64) -> Generation {
+    Generation { fork: Fork(1), index }
+}
+
+pub(super) struct Node {
+    pub(super) data: Dataplane,
+    pub(super) id: NodeId,
+    boot: BootId,
+    events: Receiver<DataEvent>,
+}
+
+impl Node {
+    pub(super) fn start(number: u8) -> Node {
+        let boot = BootId([number; 8]);
+        let bind = SocketAddr::from(([127, 0, 0, number], 0));
+        let config = DataplaneConfig { bind, boot, clock: Clock::start(), workers: 1 };
+        let data = Dataplane::start(config).unwrap();
+        let events = data.events();
+        Node { data, id: NodeId::from_random([number; 17]), boot, events }
+    }
+
+    pub(super) fn apply(&self, commands: Vec<DataCommand>) {
+        self.data.send_blocking(commands).unwrap();
+    }
+
+    pub(super) fn stats(&self) -> Stats {
+        smol::block_on(self.data.stats()).unwrap()
+    }
+
+    pub(super) fn drops(&self, reason: DropReason) -> u64 {
+        self.stats().drops.packets(reason)
+    }
+
+    /// The next event, which must come in time.
+    pub(super) fn event(&self) -> DataEvent {
+        let late = async {
+            smol::Timer::after(DEADLINE).await;
+            panic!("no event in time");
+        };
+        smol::block_on(async { self.events.recv().await.unwrap() }.or(late))
+    }
+
+    /// An event that came already.
+    pub(super) fn pending_event(&self) -> Option<DataEvent> {
+        self.events.try_recv().ok()
+    }
+
+    /// Waits until the counters are as wanted.
+    pub(super) fn wait_for(&self, what: &str, wanted: impl Fn(&Stats) -> bool) {
+        let start = Instant::now();
+        loop {
+            let stats = self.stats();
+            if wanted(&stats) {
+                return;
+            }
+            assert!(start.elapsed() < DEADLINE, "{what}: {stats:?}");
+            std::thread::yield_now();
+        }
+    }
+
+    pub(super) fn add_container(&self, network_number: u8, address: &str, vnet: bool) -> Container {
+        let (tun, socket) = seqpacket_pair();
+        let address: IpAddr = address.parse().unwrap();
+        let endpoint = endpoint_key(network_number, address);
+        self.apply(vec![DataCommand::AddEndpoint { endpoint, address, tun, vnet }]);
+        Container { socket, address, endpoint, vnet }
+    }
+
+    pub(super) fn set_network(&self, number: u8, transform: Transform) {
+        let subnet = "10.0.0.0/24".parse().ok();
+        self.apply(vec![DataCommand::SetNetwork { network: network(number), transform, subnet }]);
+    }
+
+    pub(super) fn set_remote(&self, address: &str, owner: &Node, index: u64) {
+        self.apply(vec![DataCommand::SetRemote {
+            network: network(NETWORK),
+            address: address.parse().unwrap(),
+            peer: owner.id,
+            generation: generation(index),
+            alive: true,
+        }]);
+    }
+
+    pub(super) fn set_peer_address(&self, peer: &Node, address: SocketAddr) {
+        self.apply(vec![DataCommand::SetPeerAddress { peer: peer.id, address }]);
+    }
+
+    pub(super) fn install(&self, identity: SaIdentity, direction: Direction) {
+        self.apply(vec![DataCommand::InstallSa { identity, keys: keys(&identity), direction }]);
+    }
+}
+
+pub(super) fn endpoint_key(network_number: u8, address: IpAddr) -> EndpointKey {
+    let hash = crate::crypto::sha256(&[address.to_string().as_bytes()]);
+    let task = TaskId::from_random(*hash.first_chunk().unwrap());
+    EndpointKey { network: network(network_number), task }
+}
+
+pub(super) fn seqpacket_pair() -> (OwnedFd, UnixDatagram) {
+    let (tun, socket) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+    let socket = UnixDatagram::from(socket);
+    socket.set_read_timeout(Some(DEADLINE)).unwrap();
+    socket.set_write_timeout(Some(DEADLINE)).unwrap();
+    (tun, socket)
+}
+
+/// The keys that the key schedule would give both ends.
+pub(super) fn keys(identity: &SaIdentity) -> SaKeys {
+    let key = crate::crypto::sha256(&[format!("{identity:?}").as_bytes()]);
+    SaKeys::external(identity, Key32::new(key), [1, 2, 3, 4])
+}
+
+pub(super) fn identity(from: &Node, to: &Node, epoch: u32, transform: Transform) -> SaIdentity {
+    SaIdentity {
+        transform,
+        cluster: ClusterId::from_random([1; 17]),
+        fork: Fork(1),
+        network: network(NETWORK),
+        src: from.id,
+        dst: to.id,
+        src_boot: from.boot,
+        dst_boot: to.boot,
+        src_public: PublicKey([1; 32]),
+        dst_public: PublicKey([2; 32]),
+        epoch: Epoch(epoch),
+        queue: 0,
+    }
+}
+
+/// Two nodes that share a network.
+pub(super) struct Pair {
+    pub(super) a: Node,
+    pub(super) b: Node,
+    pub(super) transform: Transform,
+}
+
+impl Pair {
+    /// Both know each other and send with epoch 1.
+    pub(super) fn start(transform: Transform) -> Pair {
+        let pair = Pair { a: Node::start(2), b: Node::start(3), transform };
+        for (node, peer) in [(&pair.a, &pair.b), (&pair.b, &pair.a)] {
+            node.set_network(NETWORK, transform);
+            node.set_peer_address(peer, peer.data.address());
+        }
+        pair.install(1);
+        pair.send_with(1);
+        pair
+    }
+
+    pub(super) fn a_to_b(&self, epoch: u32) -> SaIdentity {
+        identity(&self.a, &self.b, epoch, self.transform)
+    }
+
+    pub(super) fn b_to_a(&self, epoch: u32) -> SaIdentity {
+        identity(&self.b, &self.a, epoch, self.transform)
+    }
+
+    /// The SAs of an epoch, the receiving sides first.
+    pub(super) fn install(&self, epoch: u32) {
+        self.b.install(self.a_to_b(epoch), Direction::Inbound);
+        self.a.install(self.b_to_a(epoch), Direction::Inbound);
+        // Their answers say that they have come so far.
+        self.a.stats();
+        self.b.stats();
+        self.a.install(self.a_to_b(epoch), Direction::Outbound);
+        self.b.install(self.b_to_a(epoch), Direction::Outbound);
+    }
+
+    pub(super) fn send_with(&self, epoch: u32) {
+        let network = network(NETWORK);
+        let (outbound, peer) = (self.a_to_b(epoch), self.b.id);
+        self.a.apply(vec![DataCommand::SetSending { network, peer, outbound }]);
+        let (outbound, peer) = (self.b_to_a(epoch), self.a.id);
+        self.b.apply(vec![DataCommand::SetSending { network, peer, outbound }]);
+    }
+
+    /// One container on each node, known to both.
+    pub(super) fn containers(&self, on_a: &str, on_b: &str, vnet: bool) -> (Container, Container) {
+        self.b.set_remote(on_a, &self.a, 1);
+        self.a.set_remote(on_b, &self.b, 1);
+        (self.a.add_container(NETWORK, on_a, vnet), self.b.add_container(NETWORK, on_b, vnet))
+    }
+}
+
+pub(super) struct Container {
+    pub(super) socket: UnixDatagram,
+    pub(super) address: IpAddr,
+    pub(super) endpoint: EndpointKey,
+    vnet: bool,
+}
+
+impl Container {
+    /// Sends a packet as the container's kernel would.
+    pub(super) fn send(&self, packet: &[u8]) {
+        let header: &[u8] = if self.vnet { &[0; 10] } else { &[] };
+        self.socket.send(&[header, packet].concat()).unwrap();
+    }
+
+    pub(super) fn send_to(&self, destination: &Container, payload: &[u8]) {
+        self.send(&packet(self.address, destination.address, payload));
+    }
+
+    /// The next packet that was delivered, which must come in time.
+    pub(super) fn receive(&self) -> Vec<u8> {
+        let mut buffer = vec![0; 20_000];
+        let length = self.socket.recv(&mut buffer).expect("a packet in time");
+        buffer.truncate(length);
+        if self.vnet {
+            assert_eq!(buffer.drain(..10).collect::<Vec<u8>>(), [0; 10], "a finished packet");
+        }
+        buffer
+    }
+
+    /// The next packet must be this one.
+    pub(super) fn expect(&self, source: &Container, payload: &[u8]) {
+        assert_eq!(self.receive(), packet(source.address, self.address, payload));
+    }
+
+    pub(super) fn expect_nothing(&self) {
+        self.socket.set_nonblocking(true).unwrap();
+        let error = self.socket.recv(&mut [0; 10]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+        self.socket.set_nonblocking(false).unwrap();
+    }
+}
+
+/// A UDP packet of the overlay.
+pub(super) fn packet(source: IpAddr, destination: IpAddr, payload: &[u8]) -> Vec<u8> {
+    use etherparse::PacketBuilder;
+    let builder = match (source, destination) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => PacketBuilder::ipv4(from.octets(), to.octets(), 64),
+        (IpAddr::V6(from), IpAddr::V6(to)) => PacketBuilder::ipv6(from.octets(), to.octets(), 64),
+        _ => panic!("addresses of two families"),
+    };
+    let mut bytes = Vec::new();
+    builder.udp(7000, 7001).write(&mut bytes, payload).unwrap();
+    bytes
+}
