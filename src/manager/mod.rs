@@ -1,6 +1,48 @@
 //! The managers' shell around `cluster`: storage, certificates, the control port, the loops that propose what
 //! `cluster::schedule` and `cluster::ring` plan.
+//!
+//! - `handle`: what the API and the daemon hold.
+//! - `store`: log and snapshot, each record sealed; what is retired can never be read again.
+//! - `actor`: the one writer: append, make durable, apply, tell the watchers.
+//! - `planner`: proposes what time and the state ask for: placements, rotations, nodes that fell silent.
+//! - `authority`: the certificate authority.
+//! - `listener`, `admission`, `session`: the control port: who may speak; joining; the sessions of the nodes.
+//! - `push`: what one node may know of the state. `book`: the signed records.
+//!
+//! Invariants: a command is durable before its proposer hears of it; readers see applied states only; a network's key
+//! goes only to nodes with a task on the network; a master goes nowhere.
 
+mod actor;
+mod admission;
+mod authority;
+mod book;
+mod drops;
 mod handle;
+mod listener;
+mod planner;
+mod push;
+mod session;
+mod store;
+mod tasks;
 
-pub use handle::{Manager, ManagerError};
+pub use handle::{InitParams, Manager, ManagerError};
+pub use store::StoreError;
+
+use crate::types::UnixTime;
+use std::time::SystemTime;
+
+/// `N` bytes of the operating system's randomness.
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    let drawn = aws_lc_rs::rand::fill(&mut bytes);
+    assert!(drawn.is_ok(), "without randomness there are no keys: stop");
+    bytes
+}
+
+/// The wall clock.
+fn wall_clock() -> UnixTime {
+    UnixTime(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs()))
+}
+
+#[cfg(test)]
+mod tests;

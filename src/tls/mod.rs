@@ -15,7 +15,9 @@ mod stream;
 
 pub use client::{ConnectError, Session, join, leave, open_session, renew};
 pub use config::{PeerError, server_config};
+pub(crate) use identity::write_private;
 pub use identity::{Identity, IdentityError, NodeKey, Peer};
+pub(crate) use stream::SKEW_ALLOWED;
 pub use stream::{Accepted, FrameReader, FrameWriter, StreamError, accept, explain};
 
 #[cfg(test)]

@@ -22,6 +22,9 @@ const READ_STEP_BYTES: usize = 64 << 10;
 /// How long one frame may take to leave: a peer that does not read is as good as gone.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long a peer that failed the handshake gets to read why.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// Why a stream ended.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
@@ -162,17 +165,32 @@ pub async fn accept(stream: TcpStream, config: Arc<ServerConfig>) -> io::Result<
     }
     let other = offered.iter().find(|name| is_other_version(name)).filter(|_| offered.iter().all(|n| n != ALPN));
     let stream = match other {
-        None => start.into_stream(config).await?,
+        None => start.into_stream(config),
         Some(name) => {
             let mut theirs = ServerConfig::clone(&config);
             theirs.alpn_protocols = vec![name.clone()];
-            start.into_stream(Arc::new(theirs)).await?
+            start.into_stream(Arc::new(theirs))
+        }
+    };
+    let stream = match stream.into_fallible().await {
+        Ok(stream) => stream,
+        Err((error, tcp)) => {
+            drain(tcp).await;
+            return Err(error);
         }
     };
     let certificates = stream.get_ref().1.peer_certificates();
     let peer = certificates.and_then(|chain| chain.first()).and_then(|leaf| Peer::of(leaf).ok());
     let other_version = other.map(|name| String::from_utf8_lossy(name).into_owned());
     Ok(Accepted { stream, peer, other_version })
+}
+
+/// Reads what the peer has sent already: closing with octets unread would reset the connection under our alert.
+async fn drain(mut tcp: TcpStream) {
+    let mut scratch = [0; 4096];
+    let read = async { while matches!(tcp.read(&mut scratch).await, Ok(count) if count > 0) {} };
+    // A peer that goes on sending is cut off.
+    let _ = within(LINGER, read).await;
 }
 
 /// `formic/` and a few digits, but not ours.

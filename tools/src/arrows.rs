@@ -39,7 +39,7 @@ pub const MODULES: &[Module] = &[
     shell("helper", &["types", "sys"]),
     shell("dataplane", &["types", "crypto", "wire", "esp", "offload", "overlay", "sys"]),
     shell("tls", &["types", "crypto", "wire", "sys"]),
-    shell("manager", &["types", "crypto", "wire", "cluster", "sys", "tls"]),
+    shell("manager", &["types", "crypto", "wire", "esp", "cluster", "sys", "tls"]),
     shell(
         "agent",
         &[

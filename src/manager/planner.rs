@@ -1,0 +1,103 @@
+//! Proposes what time and the state ask for: nodes that fell silent, placements, the steps of the key life.
+
+use super::actor::Published;
+use super::handle::Inner;
+use super::{random, wall_clock};
+use crate::cluster::ring::{self, RingStep};
+use crate::cluster::{Command, NodeState, State, schedule};
+use crate::types::{Key32, NodeId, TaskId, Time};
+use smol::future::FutureExt as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Heartbeats that a node may miss.
+pub(super) const MISSED_HEARTBEATS: u32 = 3;
+/// Time between two looks when nothing happens.
+const TICK: Duration = Duration::from_secs(1);
+/// Time between two looks when much happens: changes in between are seen together.
+const GAP: Duration = Duration::from_millis(20);
+
+/// How long a node may be silent.
+pub(super) fn window(state: &State) -> Duration {
+    heartbeat(state) * MISSED_HEARTBEATS
+}
+
+/// Time between two heartbeats.
+pub(super) fn heartbeat(state: &State) -> Duration {
+    Duration::from_secs(u64::from(state.cluster.spec.heartbeat_secs.max(1)))
+}
+
+/// Runs until it is dropped.
+pub(super) async fn run(inner: Arc<Inner>) {
+    let changed = inner.published.watch();
+    let now = || Time::default() + inner.started.elapsed();
+    let mut clock = inner.published.with(|state| ring::Clock::new(state, now(), wall_clock()));
+    loop {
+        let commands = inner.published.with(|state| {
+            let mut commands = liveness(&inner, state);
+            commands.extend(schedule::plan(state, wall_clock(), &mut || TaskId::from_random(random())));
+            let steps = ring::plan(state, clock.read(state, now()));
+            commands.extend(steps.into_iter().map(key_command));
+            commands
+        });
+        commit(&inner, commands).await;
+        smol::Timer::after(GAP).await;
+        let change = async {
+            // Closed only when the manager ends, and this future with it.
+            let _ = changed.recv().await;
+        };
+        let tick = async {
+            smol::Timer::after(TICK).await;
+        };
+        change.or(tick).await;
+    }
+}
+
+async fn commit(inner: &Inner, commands: Vec<Command>) {
+    if commands.is_empty() {
+        return;
+    }
+    let published: &Published = &inner.published;
+    for verdict in inner.writer.propose(published, commands).await {
+        if let Err(refusal) = verdict {
+            tracing::debug!(%refusal, "a planned change was refused");
+        }
+    }
+}
+
+fn key_command(step: RingStep) -> Command {
+    match step {
+        RingStep::DrawNext => Command::DrawNext { master: Key32::new(random()) },
+        RingStep::Activate(epoch) => Command::Activate { epoch },
+        RingStep::Retire(epoch) => Command::Retire { epoch },
+    }
+}
+
+/// A node is down when nothing was heard of it for a window, not before one window after our own start; a node with
+/// an open session is ready.
+fn liveness(inner: &Inner, state: &State) -> Vec<Command> {
+    let (now, window) = (Instant::now(), window(state));
+    let mut commands = Vec::new();
+    for node in state.nodes.values() {
+        let heard = inner.sessions.heard(node.id);
+        let last = heard.last.unwrap_or(inner.started).max(inner.started);
+        let silent = now.saturating_duration_since(last) > window;
+        let change = |to: NodeState, message: &str| set_state(node.id, to, message);
+        match node.state {
+            NodeState::Ready if silent => {
+                tracing::warn!(node = %node.id, hostname = %node.hostname, "node is down: heartbeats missed");
+                commands.push(change(NodeState::Down, "heartbeat failure"));
+            }
+            NodeState::Unknown | NodeState::Down if heard.open && !silent => {
+                commands.push(change(NodeState::Ready, ""))
+            }
+            NodeState::Unknown | NodeState::Ready | NodeState::Down => {}
+        }
+    }
+    commands
+}
+
+/// The command that sets how a node is seen.
+pub(super) fn set_state(node: NodeId, state: NodeState, message: &str) -> Command {
+    Command::SetNodeState { node, state, message: message.to_owned() }
+}

@@ -1,0 +1,381 @@
+//! The session of a node: takes its news as commands, hands it the desired state.
+
+use super::admission::{check_hello, identify};
+use super::drops::ControlDrop;
+use super::handle::{Inner, ManagerError};
+use super::listener::{Connection, Reader, Writer, count_stream_error};
+use super::planner::{heartbeat, window};
+use super::push;
+use crate::cluster::{Command, Reply, State};
+use crate::tls::StreamError;
+use crate::types::{BootId, NodeId, TaskId, TaskStatus};
+use crate::wire::control::{Answer, FromAgent, PAGE_ENTRIES, SessionRequest, ToAgent};
+use crate::wire::frame;
+use smol::channel::{Receiver, Sender, bounded};
+use smol::future::FutureExt as _;
+use smol::lock::Mutex as AsyncMutex;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Time between two pushes of a session: changes in between are pushed together.
+const PUSH_GAP: Duration = Duration::from_millis(20);
+/// Proposals of one session at once, and the time until one more is taken: a node cannot flood the log.
+const PROPOSALS_BURST: u32 = 500;
+const PROPOSAL_REFILL: Duration = Duration::from_millis(5);
+/// Octets of a message or error of a task that are kept.
+const MAX_STATUS_BYTES: usize = 1024;
+/// Seconds between two early rotations that count (the state has the last word).
+const EARLY_ROTATION_SECS: u64 = 600;
+
+/// Why a session ends from this side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// A newer connection of the node took its place, or the node left.
+    Replaced,
+    /// The node was removed from the swarm.
+    Removed,
+}
+
+struct Open {
+    id: u64,
+    boot: BootId,
+    heard: Instant,
+    /// Its boot is committed.
+    committed: bool,
+    end: Sender<End>,
+}
+
+#[derive(Default)]
+struct Table {
+    next: u64,
+    open: BTreeMap<NodeId, Open>,
+    /// When something was last heard of a node, also after its session.
+    heard: BTreeMap<NodeId, Instant>,
+}
+
+/// What is known of a node's sessions.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Heard {
+    /// It has a session whose boot is committed.
+    pub(super) open: bool,
+    /// When it last said something.
+    pub(super) last: Option<Instant>,
+}
+
+/// The open sessions: at most one of a node.
+#[derive(Default)]
+pub(super) struct Sessions(Mutex<Table>);
+
+impl Sessions {
+    fn table(&self) -> std::sync::MutexGuard<'_, Table> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the node's place. A connection of the same boot that was heard within one heartbeat is demonstrably
+    /// alive: then there are two of one (node, boot), and the second gets nothing. Any other is replaced.
+    fn claim(self: &Arc<Self>, node: NodeId, boot: BootId, beat: Duration) -> Option<(Claim, Receiver<End>)> {
+        let now = Instant::now();
+        let mut table = self.table();
+        if let Some(other) = table.open.get(&node) {
+            if other.boot == boot && now.saturating_duration_since(other.heard) < beat {
+                return None;
+            }
+            // Full only when it has been told already.
+            let _ = other.end.try_send(End::Replaced);
+        }
+        let id = table.next;
+        table.next += 1;
+        let (end, ended) = bounded(1);
+        table.open.insert(node, Open { id, boot, heard: now, committed: false, end });
+        Some((Claim { sessions: self.clone(), node, id }, ended))
+    }
+
+    /// What is known of a node.
+    pub(super) fn heard(&self, node: NodeId) -> Heard {
+        let table = self.table();
+        Heard { open: table.open.get(&node).is_some_and(|open| open.committed), last: table.heard.get(&node).copied() }
+    }
+
+    /// Ends the session of a removed node.
+    pub(super) fn remove(&self, node: NodeId) {
+        let mut table = self.table();
+        if let Some(open) = table.open.get(&node) {
+            let _ = open.end.try_send(End::Removed);
+        }
+        table.heard.remove(&node);
+    }
+
+    /// Ends the session of a node that leaves.
+    pub(super) fn left(&self, node: NodeId) {
+        let mut table = self.table();
+        if let Some(open) = table.open.remove(&node) {
+            let _ = open.end.try_send(End::Replaced);
+        }
+    }
+}
+
+/// A session's place in the table; it is free again when this is dropped.
+struct Claim {
+    sessions: Arc<Sessions>,
+    node: NodeId,
+    id: u64,
+}
+
+impl Claim {
+    fn hear(&self, committed: bool) {
+        let now = Instant::now();
+        let mut table = self.sessions.table();
+        let Some(open) = table.open.get_mut(&self.node).filter(|open| open.id == self.id) else { return };
+        open.heard = now;
+        open.committed |= committed;
+        table.heard.insert(self.node, now);
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut table = self.sessions.table();
+        if table.open.get(&self.node).is_some_and(|open| open.id == self.id) {
+            table.open.remove(&self.node);
+        }
+    }
+}
+
+/// Answers a session request and, if it may, serves the session until it ends.
+pub(super) async fn serve(inner: Arc<Inner>, connection: Connection, request: SessionRequest) {
+    let node = match identify(&inner, connection.peer) {
+        Ok(peer) => peer.node,
+        Err((why, reason)) => return connection.refuse(&inner, why, reason).await,
+    };
+    if let Err(reason) = check_hello(&request.hostname, &request.software, &request.addresses) {
+        return connection.refuse(&inner, ControlDrop::SessionRefused, reason).await;
+    }
+    let boot = request.boot;
+    let beat = inner.published.with(heartbeat);
+    let Some((claim, ended)) = inner.sessions.claim(node, boot, beat) else {
+        tracing::error!(
+            %node, %boot, from = %connection.from,
+            "ALARM: a second session of one node and boot: was the host cloned while it ran?"
+        );
+        let reason = format!("node {node} has a live session of this boot: was the host cloned while it ran?");
+        return connection.refuse(&inner, ControlDrop::SecondSession, reason).await;
+    };
+    let open = Command::OpenSession {
+        node,
+        boot,
+        hostname: request.hostname,
+        software: request.software,
+        addresses: request.addresses,
+    };
+    let boot_index = match inner.propose(open).await {
+        Ok(Reply::BootIndex(index)) => index,
+        Ok(Reply::Done) => 0,
+        Err(error) => {
+            drop(claim);
+            return connection.refuse(&inner, ControlDrop::SessionRefused, error.to_string()).await;
+        }
+    };
+    claim.hear(true);
+    let session = Session { inner, node, boot, claim };
+    session.run(connection, boot_index, ended).await;
+}
+
+struct Session {
+    inner: Arc<Inner>,
+    node: NodeId,
+    boot: BootId,
+    claim: Claim,
+}
+
+impl Session {
+    async fn run(&self, connection: Connection, boot_index: u64, ended: Receiver<End>) {
+        let Connection { from, mut reader, mut writer, permit, .. } = connection;
+        let opened = writer.write(&Answer::Opened { boot_index }).await;
+        drop(permit);
+        tracing::info!(node = %self.node, boot = %self.boot, %from, boot_index, "session open");
+        let writer = AsyncMutex::new(writer);
+        let why = match opened {
+            Err(error) => error.to_string(),
+            Ok(()) => {
+                let heard = async { self.listen(&mut reader, &writer).await.to_string() };
+                let told = async { self.tell(&writer).await.to_string() };
+                let ended = async { self.end(&writer, &ended).await };
+                heard.or(told).or(ended).await
+            }
+        };
+        tracing::info!(node = %self.node, boot = %self.boot, why, "session over");
+    }
+
+    /// Waits until the session must end.
+    async fn end(&self, writer: &AsyncMutex<Writer>, ended: &Receiver<End>) -> String {
+        match ended.recv().await {
+            Ok(End::Removed) => {
+                let mut writer = writer.lock().await;
+                let told = writer.write(&ToAgent::Removed).await;
+                let closed = writer.close().await;
+                format!("the node was removed (told: {}, closed: {})", told.is_ok(), closed.is_ok())
+            }
+            Ok(End::Replaced) => "a newer session took its place, or the node left".to_owned(),
+            Err(_) => "the manager is stopping".to_owned(),
+        }
+    }
+
+    /// Takes what the agent says, until it says nothing for a window.
+    async fn listen(&self, reader: &mut Reader, writer: &AsyncMutex<Writer>) -> StreamError {
+        let mut pace = Pace::new();
+        loop {
+            let window = self.inner.published.with(window);
+            let message = match reader.read::<FromAgent>(window).await {
+                Ok(message) => message,
+                Err(error) => {
+                    count_stream_error(&self.inner, &error);
+                    return error;
+                }
+            };
+            self.claim.hear(false);
+            if let FromAgent::Heartbeat = message {
+                if let Err(error) = writer.lock().await.write(&ToAgent::Alive).await {
+                    return error;
+                }
+                continue;
+            }
+            let command = self.inner.published.with(|state| self.command(state, message));
+            let Some(command) = command else { continue };
+            pace.step().await;
+            match self.inner.propose(command).await {
+                Ok(_) => {}
+                Err(ManagerError::Refused(refusal)) => {
+                    tracing::warn!(node = %self.node, boot = %self.boot, %refusal, "a node's report was refused");
+                }
+                Err(error) => return StreamError::Io(std::io::Error::other(error.to_string())),
+            }
+        }
+    }
+
+    /// The command a message asks for; `None` when it changes nothing, so that repetition does not write the log.
+    fn command(&self, state: &State, message: FromAgent) -> Option<Command> {
+        let (node, boot) = (self.node, self.boot);
+        let held = |epoch| state.ring.epochs.iter().find(|held| held.epoch == epoch);
+        match message {
+            FromAgent::Heartbeat => None,
+            FromAgent::Public { epoch, public } => {
+                let known = state.nodes.get(&node).and_then(|known| known.publics.get(&epoch));
+                (known != Some(&public)).then_some(Command::SetPublic { node, boot, epoch, public })
+            }
+            FromAgent::Ready { epoch } => {
+                let news = !held(epoch)?.ready.contains(&node);
+                news.then_some(Command::SetReady { node, epoch })
+            }
+            FromAgent::Sending { epoch } => {
+                let news = !held(epoch)?.sending.contains(&node);
+                news.then_some(Command::SetSending { node, epoch })
+            }
+            FromAgent::RotateEarly => {
+                let last = state.ring.last_early_rotation;
+                let due = last.is_none_or(|at| super::wall_clock().0.saturating_sub(at.0) >= EARLY_ROTATION_SECS);
+                due.then_some(Command::RequestEarlyRotation { node })
+            }
+            FromAgent::Tasks { statuses } => self.report(state, statuses),
+            FromAgent::TaskGone { id } => match state.tasks.get(&id) {
+                Some(task) if task.node == Some(node) => (!task.gone).then_some(Command::ConfirmTaskGone { node, id }),
+                // Forgotten already: the agent repeats itself until it hears so.
+                None => None,
+                Some(_) => {
+                    self.inner.drops.count(ControlDrop::ForeignTask);
+                    None
+                }
+            },
+        }
+    }
+
+    /// News of the node's own tasks.
+    fn report(&self, state: &State, statuses: Vec<(TaskId, TaskStatus)>) -> Option<Command> {
+        if statuses.len() > PAGE_ENTRIES {
+            self.inner.drops.count(ControlDrop::PageTooLong);
+            return None;
+        }
+        let mut news = Vec::new();
+        for (id, mut status) in statuses {
+            let Some(task) = state.tasks.get(&id) else { continue };
+            if task.node != Some(self.node) {
+                self.inner.drops.count(ControlDrop::ForeignTask);
+                continue;
+            }
+            shorten(&mut status.message);
+            shorten(&mut status.error);
+            if !says_the_same(&task.status, &status) {
+                news.push((id, status));
+            }
+        }
+        (!news.is_empty()).then_some(Command::ReportTasks { node: self.node, statuses: news })
+    }
+
+    /// Hands out the desired state now and after each change.
+    async fn tell(&self, writer: &AsyncMutex<Writer>) -> StreamError {
+        let changed = self.inner.published.watch();
+        let (mut said, mut cursor) = (None, 0);
+        loop {
+            match self.compose(cursor) {
+                Ok(push) => {
+                    if said != Some(push.digest) || push.records {
+                        if let Err(error) = writer.lock().await.write_frames(&push.frames).await {
+                            return error;
+                        }
+                        said = Some(push.digest);
+                        cursor = push.cursor;
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(node = %self.node, %error, "the desired state does not fit the protocol");
+                }
+            }
+            smol::Timer::after(PUSH_GAP).await;
+            if changed.recv().await.is_err() {
+                return StreamError::Closed;
+            }
+        }
+    }
+
+    fn compose(&self, cursor: u64) -> Result<push::Push, frame::FrameError> {
+        self.inner.published.with(|state| {
+            let mut book = self.inner.book.lock().unwrap_or_else(PoisonError::into_inner);
+            book.update(state);
+            push::compose(state, self.node, &book, cursor)
+        })
+    }
+}
+
+fn shorten(text: &mut String) {
+    let end = (0..=MAX_STATUS_BYTES.min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    text.truncate(end);
+}
+
+/// The time alone is no news.
+fn says_the_same(known: &TaskStatus, told: &TaskStatus) -> bool {
+    let what = |status: &TaskStatus| {
+        (status.state, status.message.clone(), status.error.clone(), status.exit_code, status.pid)
+    };
+    what(known) == what(told)
+}
+
+/// Slows a session down that proposes too much.
+struct Pace {
+    /// When the next proposal would be due if all came evenly.
+    due: Instant,
+}
+
+impl Pace {
+    fn new() -> Pace {
+        Pace { due: Instant::now() }
+    }
+
+    async fn step(&mut self) {
+        let now = Instant::now();
+        let slack = PROPOSAL_REFILL * PROPOSALS_BURST;
+        self.due = self.due.max(now.checked_sub(slack).unwrap_or(now)) + PROPOSAL_REFILL;
+        if self.due > now {
+            smol::Timer::after(self.due - now).await;
+        }
+    }
+}

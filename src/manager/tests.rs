@@ -1,0 +1,1 @@
+//! The manager as its users see it.
