@@ -12,6 +12,7 @@ pub mod helper;
 pub mod manager;
 pub mod offload;
 pub mod overlay;
+pub mod sim;
 pub mod sys;
 pub mod tls;
 pub mod types;

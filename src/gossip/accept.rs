@@ -106,12 +106,15 @@ impl Gossip {
             RecordBody::Node(node) if node.node == self.config.node => self.own = Some(record.clone()),
             RecordBody::Node(node) => {
                 self.removed.remove(&node.node);
-                let change = self.members.upsert(node, record.version().generation, now);
+                let change = self.members.upsert(node, now);
                 self.report(change);
                 self.greet.insert(node.node);
             }
             RecordBody::Gone(node) => self.forget_node(*node),
             RecordBody::Ring(ring) => {
+                if !self.keyring.holds(ring.active) {
+                    self.need_ring.ask(ring.active, now, &mut self.rng);
+                }
                 self.keyring.raise_floor(ring.oldest);
                 self.expire_void();
             }

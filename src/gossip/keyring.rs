@@ -11,9 +11,9 @@ use crate::wire::gossip::{self, Party};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// Epochs held at once: previous, current, next, and one that a removal threw away a moment ago.
-pub const EPOCHS_MAX: usize = 4;
-/// Pairs kept at once: 16,384 peers in four epochs.
+/// Epochs held at once: a whole ring of three while another whole ring takes its place.
+pub const EPOCHS_MAX: usize = 6;
+/// Pairs kept at once: 16,384 peers with a few boots and epochs each.
 pub const PAIRS_MAX: usize = 65_536;
 /// Own hellos remembered per epoch, to tell a reflection from a clone.
 const OWN_HELLOS_MAX: usize = 8192;
@@ -171,7 +171,7 @@ impl Keyring {
             |epoch: &Epoch| self.held.get(epoch).is_some_and(|held| ours.contains(&(*epoch, held.secret.public())));
         let common = || theirs.iter().filter(|(epoch, _)| usable(epoch)).copied();
         let Some(active) = self.active else { return common().next_back() };
-        let not_later = common().filter(|(epoch, _)| *epoch <= active).next_back();
+        let not_later = common().rfind(|(epoch, _)| *epoch <= active);
         not_later.or_else(|| common().next())
     }
 

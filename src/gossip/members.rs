@@ -4,8 +4,7 @@
 //! (incarnation, liveness); only the member itself raises its incarnation, to contradict news of its death.
 
 use super::sequence::TokenBucket;
-use crate::types::{BootId, NodeId, PublicKey, Time};
-use crate::types::{Epoch, Generation};
+use crate::types::{BootId, Epoch, NodeId, PublicKey, Time};
 use crate::wire::gossip::{Liveness, Update};
 use crate::wire::record::NodeRecord;
 use std::collections::{BTreeMap, BTreeSet};
@@ -51,7 +50,6 @@ pub(super) struct Member {
     pub(super) boot: BootId,
     pub(super) address: SocketAddr,
     pub(super) publics: Vec<(Epoch, PublicKey)>,
-    pub(super) generation: Generation,
     pub(super) state: MemberState,
     pub(super) incarnation: u32,
     pub(super) last_heard: Option<Time>,
@@ -64,12 +62,11 @@ pub(super) struct Member {
 }
 
 impl Member {
-    fn new(record: &NodeRecord, generation: Generation, now: Time) -> Member {
+    fn new(record: &NodeRecord, now: Time) -> Member {
         Member {
             boot: record.boot,
             address: record.addresses.gossip,
             publics: record.publics.clone(),
-            generation,
             state: MemberState::Unknown,
             incarnation: 0,
             last_heard: None,
@@ -141,16 +138,15 @@ impl Members {
     }
 
     /// Takes over what a verified record says. A new boot starts anew; the old one is reported down if it was up.
-    pub(super) fn upsert(&mut self, record: &NodeRecord, generation: Generation, now: Time) -> Option<Change> {
+    pub(super) fn upsert(&mut self, record: &NodeRecord, now: Time) -> Option<Change> {
         if let Some(member) = self.table.get_mut(&record.node).filter(|member| member.boot == record.boot) {
             member.address = record.addresses.gossip;
             member.publics.clone_from(&record.publics);
-            member.generation = generation;
             member.reset_hello();
             return None;
         }
         let change = self.remove(record.node);
-        self.table.insert(record.node, Member::new(record, generation, now));
+        self.table.insert(record.node, Member::new(record, now));
         change
     }
 
