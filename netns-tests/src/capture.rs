@@ -26,7 +26,9 @@ impl Capture {
 
     /// Everything that passes a device where `tcpdump` runs.
     pub fn start(mut tcpdump: Command, device: &str, path: PathBuf) -> Capture {
-        tcpdump.args(["-i", device, "-n", "-s", "0", "-U", "-B", BUFFER_KIB, "-Z", "root", "-w"]).arg(&path);
+        tcpdump
+            .args(["-i", device, "-n", "-s", "0", "-U", "--immediate-mode", "-B", BUFFER_KIB, "-Z", "root", "-w"])
+            .arg(&path);
         tcpdump.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut tcpdump = Background::start(tcpdump);
         let stderr = tcpdump.child().stderr.take().expect("piped");

@@ -13,6 +13,9 @@ pub const SETTLE: Duration = Duration::from_secs(30);
 /// What a task of a service runs that has nothing to do.
 pub const IDLE: &[&str] = &["sleep", "100000"];
 
+/// Options of `swarm init` that make failures show sooner than the default of three times 5 s.
+pub const FAST: &[&str] = &["--dispatcher-heartbeat", "1s"];
+
 /// A swarm.
 pub struct Swarm {
     /// Its hosts.
@@ -55,23 +58,45 @@ impl Task {
 impl Swarm {
     /// `count` hosts with daemons, the first a manager, the others joined as workers; the nodes are ready.
     pub fn start(count: u8) -> Swarm {
-        Swarm::start_with(count, &["--dispatcher-heartbeat", "1s"], &[])
+        Swarm::start_with(count, FAST, &[])
+    }
+
+    /// The same on an underlay of another MTU.
+    pub fn start_on(count: u8, mtu_bytes: u32) -> Swarm {
+        let net = Topology::new(count);
+        for host in &net.hosts {
+            host.run(&["ip", "link", "set", "eth0", "mtu", &mtu_bytes.to_string()]).ok();
+        }
+        Swarm::bring_up(net, FAST, &[])
     }
 
     /// The same with further options of `swarm init` and of the daemons.
     pub fn start_with(count: u8, init: &[&str], daemon: &[&str]) -> Swarm {
-        let net = Topology::new(count);
+        Swarm::bring_up(Topology::new(count), init, daemon)
+    }
+
+    fn bring_up(net: Topology, init: &[&str], daemon: &[&str]) -> Swarm {
         for host in &net.hosts {
             host.start_daemon(daemon);
         }
+        Swarm::form(net, init)
+    }
+
+    /// A swarm of hosts whose daemons already run.
+    pub fn on(net: Topology) -> Swarm {
+        Swarm::form(net, FAST)
+    }
+
+    fn form(net: Topology, init: &[&str]) -> Swarm {
+        let count = net.hosts.len();
         let manager = net.host(0);
         let address = manager.address().to_string();
         manager.formic(&[&["swarm", "init", "--advertise-addr", &address], init].concat()).ok();
         let swarm = Swarm { net };
-        for index in 1..usize::from(count) {
+        for index in 1..count {
             swarm.join(index);
         }
-        swarm.wait_ready(usize::from(count));
+        swarm.wait_ready(count);
         swarm
     }
 

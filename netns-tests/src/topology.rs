@@ -51,6 +51,15 @@ impl Topology {
         topology
     }
 
+    /// Makes `count` hosts, each with a daemon that answers.
+    pub fn with_daemons(count: u8, options: &[&str]) -> Topology {
+        let topology = Topology::new(count);
+        for host in &topology.hosts {
+            host.start_daemon(options);
+        }
+        topology
+    }
+
     fn add_host(&mut self, index: u8) {
         let host = Host::new(index, &self.directory);
         let (wire, pid) = (host.wire(), host.pid());

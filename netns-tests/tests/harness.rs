@@ -2,7 +2,8 @@
 
 use netns_tests::attack::Forger;
 use netns_tests::capture::{self, Capture};
-use netns_tests::{Topology, process, wait_until};
+use netns_tests::wait::so;
+use netns_tests::{Packet, Topology, process, wait_until};
 use std::time::Duration;
 
 #[test]
@@ -11,10 +12,14 @@ fn hosts_reach_each_other_and_a_capture_sees_it() {
     let running = Capture::underlay(&net, "ping.pcap");
     let target = net.host(1).address().to_string();
     net.host(0).run(&["ping", "-c", "3", "-i", "0.05", "-p", "4d41524b", &target]).ok();
-    let file = running.stop();
-    let packets = capture::read(&file);
-    let echoes = packets.iter().filter(|packet| packet.protocol == 1 && packet.source.0 == net.host(0).address());
-    assert_eq!(echoes.count(), 3, "{packets:?}");
+    let file = net.directory().join("ping.pcap");
+    let echoes = |packets: &[Packet]| {
+        packets.iter().filter(|packet| packet.protocol == 1 && packet.source.0 == net.host(0).address()).count()
+    };
+    wait_until("three echo requests", Duration::from_secs(5), || {
+        so(echoes(&capture::read(&file)) == 3, || "not all captured".into())
+    });
+    running.stop();
     assert!(capture::contains(&file, b"MARKMARK"));
     assert!(!capture::contains(&file, b"NOT THERE"));
     assert_eq!(net.host(0).run(&["hostname"]).ok(), "ant-1");
@@ -27,7 +32,7 @@ fn a_forged_datagram_arrives_with_its_source() {
     Forger::new().send(("10.77.0.99".parse().unwrap(), 4500), (net.host(0).address(), 4500), b"nobody asked for this");
     let path = net.directory().join("forged.pcap");
     wait_until("the datagram", Duration::from_secs(5), || {
-        if capture::contains(&path, b"nobody asked") { Ok(()) } else { Err("not captured".into()) }
+        so(capture::contains(&path, b"nobody asked"), || "not captured".into())
     });
     let packets = capture::read(&capture.stop());
     let forged = packets.iter().find(|packet| packet.is_udp(4500)).expect("it");
@@ -44,7 +49,7 @@ fn a_cut_cable_cuts() {
     net.connect(1, true);
     wait_until("the cable", Duration::from_secs(5), || {
         let finished = net.host(0).run(&["ping", "-c", "1", "-W", "1", &target]);
-        if finished.code == 0 { Ok(()) } else { Err(finished.describe()) }
+        so(finished.code == 0, || finished.describe())
     });
 }
 
