@@ -6,14 +6,15 @@ use super::sending::{SendBatch, Slot, slots};
 use super::tables::Tables;
 use super::{Clock, DataCommand, DataEvent, DataSocket, DataplaneConfig, Stats};
 use crate::esp::{SaDatabase, WorkerShare};
-use crate::overlay::LocalIndex;
+use crate::overlay::{DropReason, LocalIndex};
 use crate::sys::poll::{PollSet, Polled, Readiness};
-use crate::sys::udp::{BATCH_DATAGRAMS, ReceivedDatagram};
+use crate::sys::udp::{self, BATCH_DATAGRAMS, ReceivedDatagram};
 use smol::channel::{Receiver, Sender, TryRecvError};
 use socket2::Socket;
 use std::collections::VecDeque;
 use std::io;
 use std::ops::ControlFlow;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 /// Batches of commands taken in one turn, so that traffic goes on while tables are filled.
@@ -124,7 +125,7 @@ impl Worker {
                     }
                 }
                 // Whoever asked may have gone.
-                Ok(Message::Stats(reply)) => drop(reply.try_send(self.tables.stats())),
+                Ok(Message::Stats(reply)) => drop(reply.try_send(self.stats())),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Closed) => return Ok(ControlFlow::Break(())),
             }
@@ -141,6 +142,14 @@ impl Worker {
             }
         }
         Ok(ControlFlow::Continue(()))
+    }
+
+    fn stats(&self) -> Stats {
+        let mut stats = self.tables.stats();
+        // A kernel that does not tell is no reason to show nothing.
+        let by_kernel = udp::kernel_drops(self.socket.as_fd()).unwrap_or(0);
+        stats.drops.count_many(DropReason::ReceiveQueueFull, by_kernel.into());
+        stats
     }
 
     /// Waits for something to do; looks only now and then while there is.

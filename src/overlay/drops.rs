@@ -55,6 +55,8 @@ drop_reasons! {
     UnderlayQueueFull => "underlay_queue_full",
     /// The underlay socket refused the datagram, also when it was sent again.
     SendFailed => "send_failed",
+    /// The worker did not read its socket fast enough, or a datagram's UDP checksum was wrong: counted by the kernel.
+    ReceiveQueueFull => "receive_queue_full",
     /// A NAT keep-alive of one octet (RFC 3948), ignored as it should be.
     NatKeepAlive => "nat_keep_alive",
     /// The datagram is too short for ESP.

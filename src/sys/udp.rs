@@ -92,6 +92,21 @@ pub fn set_buffers(socket: BorrowedFd<'_>, bytes: i32) -> io::Result<()> {
         .or_else(|_| set_int(socket, libc::SOL_SOCKET, libc::SO_SNDBUF, bytes))
 }
 
+/// How many datagrams the kernel dropped because the socket's buffer was full (a wrong checksum counts too). Wraps.
+pub fn kernel_drops(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut memory = [0u32; MEMORY_INFO_DROPS + 1];
+    let mut length = mem::size_of_val(&memory) as libc::socklen_t;
+    let into = (&raw mut memory).cast();
+    // SAFETY: the kernel writes at most `length` octets, the size of the array, which outlives the call.
+    let result =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_MEMINFO, into, &raw mut length) };
+    let [.., drops] = memory;
+    if result == 0 { Ok(drops) } else { Err(io::Error::last_os_error()) }
+}
+
+/// SK_MEMINFO_DROPS of linux/sock_diag.h.
+const MEMORY_INFO_DROPS: usize = 8;
+
 const NO_PART: libc::iovec = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
 
 fn no_messages() -> [libc::mmsghdr; BATCH_DATAGRAMS] {
@@ -132,6 +147,20 @@ mod tests {
         }
         let nothing = receive_batch(receiver.as_fd(), buffers.iter_mut().map(|b| b.as_mut_slice()), &mut received);
         assert_eq!(nothing.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn what_the_kernel_drops_is_known() {
+        let (sender, receiver) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+        assert_eq!(kernel_drops(receiver.as_fd()).unwrap(), 0);
+        socket2::SockRef::from(&receiver).set_recv_buffer_size(4096).unwrap();
+        for _ in 0..100 {
+            sender.send_to(&[0; 1000], receiver.local_addr().unwrap()).unwrap();
+        }
+        receiver.set_nonblocking(true).unwrap();
+        let arrived = (0..100).take_while(|_| receiver.recv(&mut [0; 1000]).is_ok()).count();
+        assert!(arrived < 100);
+        assert_eq!(kernel_drops(receiver.as_fd()).unwrap() as usize, 100 - arrived);
     }
 
     #[test]
