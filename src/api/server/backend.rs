@@ -1,0 +1,116 @@
+//! What the API needs of the daemon behind it, as a trait so that the handlers can be tried without a daemon.
+
+use crate::agent::{
+    ExecIo, ExecRequest, ImageInfo, InitRequest, JoinTarget, LocalTask, Node, NodeError, Status, SwarmInfo,
+};
+use crate::cluster::{Command, Reply, State};
+use crate::manager::ManagerError;
+use crate::types::{NetworkId, NodeId};
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+
+/// A future that a [`Backend`] returns.
+pub(super) type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// The daemon as the API sees it.
+pub(super) trait Backend: Send + Sync + 'static {
+    /// This node's part in a swarm.
+    fn swarm(&self) -> SwarmInfo;
+    /// The replicated state, if this node is a manager.
+    fn state(&self) -> Option<Arc<State>>;
+    /// Commits a command. Only called when [`Backend::state`] gave one; a manager that went away since is an error.
+    fn propose(&self, command: Command) -> Answer<'_, Result<Reply, ManagerError>>;
+    /// The worker and the manager join token, if this node is a manager.
+    fn join_tokens(&self) -> Option<(String, String)>;
+    /// Id and name of every network this node has heard of.
+    fn network_names(&self) -> Vec<(NetworkId, String)>;
+    /// `swarm init`.
+    fn init(&self, request: InitRequest) -> Answer<'_, Result<NodeId, NodeError>>;
+    /// `swarm join`.
+    fn join(&self, target: JoinTarget) -> Answer<'_, Result<(), NodeError>>;
+    /// `swarm leave`.
+    fn leave(&self, force: bool) -> Answer<'_, Result<(), NodeError>>;
+    /// `formic status`.
+    fn status(&self) -> Answer<'_, Status>;
+    /// The tasks of this node.
+    fn tasks(&self) -> Vec<LocalTask>;
+    /// Runs a command in a task.
+    fn exec(&self, request: ExecRequest, io: ExecIo) -> Answer<'_, Result<i32, NodeError>>;
+    /// Copies a root directory into the image store.
+    fn import_image(&self, name: String, directory: PathBuf) -> Answer<'_, Result<ImageInfo, NodeError>>;
+    /// The images of this node.
+    fn images(&self) -> Answer<'_, Result<Vec<ImageInfo>, NodeError>>;
+    /// Removes an image.
+    fn remove_image(&self, name: String) -> Answer<'_, Result<(), NodeError>>;
+    /// The destinations of this host's own IPv4 routes, without the default one.
+    fn host_routes(&self) -> Vec<ipnet::Ipv4Net>;
+}
+
+impl Backend for Node {
+    fn swarm(&self) -> SwarmInfo {
+        Node::swarm(self)
+    }
+
+    fn state(&self) -> Option<Arc<State>> {
+        self.manager().map(|manager| manager.state())
+    }
+
+    fn propose(&self, command: Command) -> Answer<'_, Result<Reply, ManagerError>> {
+        Box::pin(async move {
+            match self.manager() {
+                Some(manager) => manager.propose(command).await,
+                None => Err(ManagerError::Unavailable("this node is no longer a manager".into())),
+            }
+        })
+    }
+
+    fn join_tokens(&self) -> Option<(String, String)> {
+        self.manager().map(|manager| manager.join_tokens())
+    }
+
+    fn network_names(&self) -> Vec<(NetworkId, String)> {
+        Node::network_names(self)
+    }
+
+    fn init(&self, request: InitRequest) -> Answer<'_, Result<NodeId, NodeError>> {
+        Box::pin(Node::init(self, request))
+    }
+
+    fn join(&self, target: JoinTarget) -> Answer<'_, Result<(), NodeError>> {
+        Box::pin(Node::join(self, target))
+    }
+
+    fn leave(&self, force: bool) -> Answer<'_, Result<(), NodeError>> {
+        Box::pin(Node::leave(self, force))
+    }
+
+    fn status(&self) -> Answer<'_, Status> {
+        Box::pin(Node::status(self))
+    }
+
+    fn tasks(&self) -> Vec<LocalTask> {
+        Node::tasks(self)
+    }
+
+    fn exec(&self, request: ExecRequest, io: ExecIo) -> Answer<'_, Result<i32, NodeError>> {
+        Box::pin(Node::exec(self, request, io))
+    }
+
+    fn import_image(&self, name: String, directory: PathBuf) -> Answer<'_, Result<ImageInfo, NodeError>> {
+        Box::pin(Node::import_image(self, name, directory))
+    }
+
+    fn images(&self) -> Answer<'_, Result<Vec<ImageInfo>, NodeError>> {
+        Box::pin(Node::images(self))
+    }
+
+    fn remove_image(&self, name: String) -> Answer<'_, Result<(), NodeError>> {
+        Box::pin(Node::remove_image(self, name))
+    }
+
+    fn host_routes(&self) -> Vec<ipnet::Ipv4Net> {
+        super::host::routes()
+    }
+}

@@ -1,0 +1,116 @@
+//! The shape of each request: which fields are implemented.
+#![forbid(unsafe_code)]
+#![deny(clippy::disallowed_methods)]
+
+use super::allow::Shape::{self, Any, List, Number, Object, True, Words};
+
+const ONLY_DEFAULT: &str = "Formic implements the default only";
+
+/// `POST /networks/create`.
+pub(super) const NETWORK_CREATE: Shape = Object(&[
+    ("Name", Any),
+    ("CheckDuplicate", Any),
+    ("Driver", Any),
+    ("Scope", Words(&["swarm"], "an overlay network is known in the whole swarm")),
+    ("EnableIPv4", True),
+    ("IPAM", Object(&[("Driver", Words(&["default"], "there is no other")), ("Config", List(&IPAM_CONFIG))])),
+    ("Options", Any),
+    ("Labels", Any),
+]);
+
+const IPAM_CONFIG: Shape = Object(&[("Subnet", Any), ("Gateway", Any)]);
+
+/// `POST /services/create`.
+pub(super) const SERVICE: Shape = Object(&[
+    ("Name", Any),
+    ("Labels", Any),
+    ("TaskTemplate", TASK_TEMPLATE),
+    ("Mode", Object(&[("Replicated", Object(&[("Replicas", Any)])), ("Global", Any)])),
+    ("UpdateConfig", UPDATE_CONFIG),
+    ("RollbackConfig", UPDATE_CONFIG),
+    ("Networks", NETWORK_ATTACHMENTS),
+    ("EndpointSpec", Object(&[("Mode", Words(&["vip"], "there are no names of services to answer with addresses yet"))])),
+]);
+
+const TASK_TEMPLATE: Shape = Object(&[
+    ("ContainerSpec", CONTAINER),
+    ("RestartPolicy", RESTART_POLICY),
+    ("Networks", NETWORK_ATTACHMENTS),
+    ("ForceUpdate", Any),
+    ("Runtime", Words(&["container"], "tasks are containers")),
+]);
+
+const CONTAINER: Shape = Object(&[
+    ("Image", Any),
+    ("Command", Any),
+    ("Args", Any),
+    ("Env", Any),
+    ("Dir", Any),
+    ("Hostname", Any),
+    ("Isolation", Words(&["default"], ONLY_DEFAULT)),
+]);
+
+const RESTART_POLICY: Shape = Object(&[
+    ("Condition", Words(&["any"], "a task that ends is always replaced")),
+    ("Delay", Number(5_000_000_000)),
+]);
+
+const UPDATE_CONFIG: Shape = Object(&[
+    ("Parallelism", Number(1)),
+    ("FailureAction", Words(&["pause"], ONLY_DEFAULT)),
+    ("Monitor", Number(5_000_000_000)),
+    ("Order", Words(&["stop-first"], ONLY_DEFAULT)),
+]);
+
+const NETWORK_ATTACHMENTS: Shape = List(&Object(&[("Target", Any)]));
+
+/// `POST /swarm/init`.
+pub(super) const SWARM_INIT: Shape = Object(&[
+    ("ListenAddr", Any),
+    ("AdvertiseAddr", Any),
+    ("DataPathAddr", Any),
+    ("DataPathPort", Any),
+    ("DefaultAddrPool", Any),
+    ("SubnetSize", Any),
+    ("ForceNewCluster", Any),
+    ("Availability", Any),
+    ("Spec", SWARM_SPEC),
+]);
+
+const SWARM_SPEC: Shape = Object(&[
+    ("Name", Words(&["default"], "a swarm is always named default")),
+    ("Orchestration", Object(&[("TaskHistoryRetentionLimit", Number(5))])),
+    ("Dispatcher", Object(&[("HeartbeatPeriod", Any)])),
+    ("CAConfig", Object(&[("NodeCertExpiry", Any)])),
+    ("Formic", Object(&[("KeyRotationSeconds", Any)])),
+]);
+
+/// `POST /swarm/join`.
+pub(super) const SWARM_JOIN: Shape = Object(&[
+    ("ListenAddr", Any),
+    ("AdvertiseAddr", Any),
+    ("DataPathAddr", Any),
+    ("RemoteAddrs", Any),
+    ("JoinToken", Any),
+    ("Availability", Any),
+]);
+
+/// `POST /nodes/{id}/update`.
+pub(super) const NODE: Shape = Object(&[("Labels", Any), ("Role", Any), ("Availability", Any)]);
+
+/// `POST /containers/{id}/exec`. How to detach the client concerns only the client.
+pub(super) const EXEC_CREATE: Shape = Object(&[
+    ("AttachStdin", Any),
+    ("AttachStdout", Any),
+    ("AttachStderr", Any),
+    ("Detach", Any),
+    ("DetachKeys", Any),
+    ("Env", Any),
+    ("Cmd", Any),
+]);
+
+/// `POST /exec/{id}/start`.
+pub(super) const EXEC_START: Shape = Object(&[("Detach", Any)]);
+
+/// `POST /formic/images/import`.
+pub(super) const IMAGE_IMPORT: Shape = Object(&[("name", Any), ("directory", Any)]);

@@ -1,0 +1,226 @@
+//! Services: create, list, inspect, remove.
+
+use super::backend::Backend;
+use super::error::ApiError;
+use super::filters::Filters;
+use super::request::Request;
+use super::{lookup, manager_state, names, random, respond, schema, time};
+use crate::api::types as api;
+use crate::cluster::{Command, Service, State};
+use crate::types::{ContainerSpec, NetworkId, ServiceId, ServiceSpec, TaskState};
+use hyper::StatusCode;
+use std::collections::BTreeSet;
+
+/// Tasks of a service at most: a /16 of addresses, and far below what one state may hold.
+const MAX_REPLICAS: u64 = 65_536;
+
+/// Networks of a service at most: each is a device in every task.
+const MAX_NETWORKS: usize = 16;
+
+/// Bytes of command, arguments, environment, directory and host name at most: they travel with every task.
+const MAX_CONTAINER_BYTES: usize = 64 << 10;
+
+/// Characters of a host name at most (a DNS label).
+const MAX_HOSTNAME: usize = 63;
+
+pub(super) async fn create(backend: &dyn Backend, request: &Request) -> Result<respond::Response, ApiError> {
+    let state = manager_state(backend)?;
+    let wanted: api::ServiceSpec = request.json(&schema::SERVICE)?;
+    let spec = spec_from(wanted, &state, random()?)?;
+    let id = ServiceId::from_random(random()?);
+    backend.propose(Command::CreateService { id, spec }).await?;
+    Ok(respond::json_with(StatusCode::CREATED, &api::IdUpper { id: id.to_string() }))
+}
+
+/// What a request for a service means, with everything filled in. Pure.
+pub(super) fn spec_from(
+    mut wanted: api::ServiceSpec,
+    state: &State,
+    random: [u8; 2],
+) -> Result<ServiceSpec, ApiError> {
+    let taken = |name: &str| state.services.values().any(|service| service.spec.name == name);
+    if wanted.name.is_empty() {
+        wanted.name = names::invent(random, taken);
+    }
+    names::check_service(&wanted.name)?;
+    if taken(&wanted.name) {
+        let text = format!("name conflicts with an existing object: service {} already exists", wanted.name);
+        return Err(ApiError::conflict(text));
+    }
+    let replicas = fill_replicas(&mut wanted.mode)?;
+    if wanted.endpoint_spec.mode.is_empty() {
+        wanted.endpoint_spec.mode = "vip".into();
+    }
+    let container = container_from(&mut wanted.task_template.container_spec)?;
+    let networks = networks_from(&mut wanted, state)?;
+    let api_spec = serde_json::to_string(&wanted).map_err(|error| ApiError::internal(error.to_string()))?;
+    Ok(ServiceSpec { name: wanted.name, labels: wanted.labels, container, networks, replicas, api_spec })
+}
+
+fn fill_replicas(mode: &mut api::ServiceMode) -> Result<u64, ApiError> {
+    if mode.global.is_some() {
+        return Err(ApiError::bad_request("unsupported service mode global: Formic has replicated services only (--replicas N)"));
+    }
+    let replicated = mode.replicated.get_or_insert_default();
+    let replicas = *replicated.replicas.get_or_insert(1);
+    if replicas > MAX_REPLICAS {
+        return Err(ApiError::bad_request(format!("a service has at most {MAX_REPLICAS} replicas")));
+    }
+    Ok(replicas)
+}
+
+fn container_from(wanted: &mut api::ContainerSpec) -> Result<ContainerSpec, ApiError> {
+    wanted.image = names::normalise_image(&wanted.image)?;
+    let parts = wanted.command.iter().chain(&wanted.args).chain(&wanted.env).chain([&wanted.dir, &wanted.hostname]);
+    let bytes: usize = parts.clone().map(|part| part.len() + 1).sum();
+    if bytes > MAX_CONTAINER_BYTES {
+        let text = format!("command, arguments and environment have {bytes} bytes, more than {MAX_CONTAINER_BYTES}");
+        return Err(ApiError::bad_request(text));
+    }
+    if parts.clone().any(|part| part.contains('\0')) {
+        return Err(ApiError::bad_request("command, arguments and environment must not contain a NUL character"));
+    }
+    check_environment(&wanted.env)?;
+    if !wanted.dir.is_empty() && !wanted.dir.starts_with('/') {
+        return Err(ApiError::bad_request(format!("invalid working directory {:?}: it must be absolute", wanted.dir)));
+    }
+    let host_character = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
+    if wanted.hostname.len() > MAX_HOSTNAME || !wanted.hostname.bytes().all(host_character) {
+        return Err(ApiError::bad_request(format!("invalid hostname {:?}", wanted.hostname)));
+    }
+    Ok(ContainerSpec {
+        image: wanted.image.clone(),
+        command: wanted.command.clone(),
+        args: wanted.args.clone(),
+        env: wanted.env.clone(),
+        dir: wanted.dir.clone(),
+        hostname: wanted.hostname.clone(),
+    })
+}
+
+/// Each entry must be `NAME=value`.
+pub(super) fn check_environment(env: &[String]) -> Result<(), ApiError> {
+    match env.iter().find(|entry| !matches!(entry.find('='), Some(1..))) {
+        Some(entry) => Err(ApiError::bad_request(format!("invalid environment variable {entry:?}: it must be NAME=value"))),
+        None => Ok(()),
+    }
+}
+
+/// The networks of the task template, or those of the service (Docker's deprecated place), by their ids.
+fn networks_from(
+    wanted: &mut api::ServiceSpec,
+    state: &State,
+) -> Result<Vec<(NetworkId, Vec<String>)>, ApiError> {
+    let outer = std::mem::take(&mut wanted.networks);
+    let configs = &mut wanted.task_template.networks;
+    if configs.is_empty() {
+        *configs = outer;
+    }
+    if configs.len() > MAX_NETWORKS {
+        return Err(ApiError::bad_request(format!("a service has at most {MAX_NETWORKS} networks")));
+    }
+    let mut seen = BTreeSet::new();
+    let mut networks = Vec::with_capacity(configs.len());
+    for config in configs {
+        let network = lookup::network(state, &config.target)?;
+        if !seen.insert(network.id) {
+            return Err(ApiError::bad_request(format!("network {} is given twice", network.spec.name)));
+        }
+        config.target = network.id.to_string();
+        networks.push((network.id, config.aliases.clone()));
+    }
+    Ok(networks)
+}
+
+/// Filters of `service ls`.
+const FILTERS: [&str; 4] = ["id", "name", "label", "mode"];
+
+pub(super) fn list(backend: &dyn Backend, request: &Request) -> Result<respond::Response, ApiError> {
+    let state = manager_state(backend)?;
+    let filters = Filters::parse(request.query("filters"), &FILTERS)?;
+    let with_status = request.flag("status");
+    let services = state.services.values().filter(|service| !service.removing && fits(service, &filters));
+    let described = services.map(|service| api::Service {
+        service_status: with_status.then(|| status(&state, service)),
+        ..describe(service)
+    });
+    Ok(respond::json(&described.collect::<Vec<_>>()))
+}
+
+fn fits(service: &Service, filters: &Filters) -> bool {
+    filters.any("id", |id| service.id.to_string().starts_with(id))
+        && filters.any("name", |name| service.spec.name.starts_with(name))
+        && filters.any("mode", |mode| mode == "replicated")
+        && filters.labels("label", &service.spec.labels)
+}
+
+/// Docker's `ServiceStatus`.
+pub(super) fn status(state: &State, service: &Service) -> api::ServiceStatus {
+    let tasks = state.tasks.values().filter(|task| task.service == service.id);
+    let running = tasks.filter(|task| task.desired == TaskState::Running && task.status.state == TaskState::Running);
+    api::ServiceStatus {
+        running_tasks: running.count() as u64,
+        desired_tasks: service.spec.replicas,
+        completed_tasks: 0,
+    }
+}
+
+pub(super) fn inspect(backend: &dyn Backend, wanted: &str) -> Result<respond::Response, ApiError> {
+    let state = manager_state(backend)?;
+    Ok(respond::json(&describe(lookup::service(&state, wanted)?)))
+}
+
+pub(super) async fn remove(backend: &dyn Backend, wanted: &str) -> Result<respond::Response, ApiError> {
+    let id = lookup::service(&*manager_state(backend)?, wanted)?.id;
+    backend.propose(Command::RemoveService { id }).await?;
+    Ok(respond::empty(StatusCode::OK))
+}
+
+/// A service as `service inspect` shows it.
+pub(super) fn describe(service: &Service) -> api::Service {
+    let spec: api::ServiceSpec = serde_json::from_str(&service.spec.api_spec).unwrap_or_else(|_| rebuild(&service.spec));
+    api::Service {
+        id: service.id.to_string(),
+        version: api::ObjectVersion { index: service.version },
+        created_at: time::rfc3339(service.created_at),
+        updated_at: time::rfc3339(service.updated_at),
+        endpoint: api::Endpoint { spec: spec.endpoint_spec.clone() },
+        spec,
+        service_status: None,
+    }
+}
+
+/// The specification of a service whose text as received is not there.
+fn rebuild(spec: &ServiceSpec) -> api::ServiceSpec {
+    let networks = spec.networks.iter().map(|(id, aliases)| api::NetworkAttachmentConfig {
+        target: id.to_string(),
+        aliases: aliases.clone(),
+    });
+    api::ServiceSpec {
+        name: spec.name.clone(),
+        labels: spec.labels.clone(),
+        task_template: api::TaskSpec {
+            container_spec: container_spec(&spec.container),
+            networks: networks.collect(),
+            ..api::TaskSpec::default()
+        },
+        mode: api::ServiceMode {
+            replicated: Some(api::ReplicatedService { replicas: Some(spec.replicas) }),
+            global: None,
+        },
+        endpoint_spec: api::EndpointSpec { mode: "vip".into() },
+        networks: Vec::new(),
+    }
+}
+
+/// What a container runs, as the API writes it.
+pub(super) fn container_spec(container: &ContainerSpec) -> api::ContainerSpec {
+    api::ContainerSpec {
+        image: container.image.clone(),
+        command: container.command.clone(),
+        args: container.args.clone(),
+        env: container.env.clone(),
+        dir: container.dir.clone(),
+        hostname: container.hostname.clone(),
+    }
+}

@@ -1,0 +1,219 @@
+//! The swarm: init, join, leave, inspect, update.
+
+use super::backend::Backend;
+use super::error::{self, ApiError};
+use super::request::Request;
+use super::{manager_state, networks, nodes, respond, schema, time};
+use crate::agent::{InitRequest, JoinTarget, SwarmState};
+use crate::api::types as api;
+use crate::cluster::{Command, State};
+use crate::types::{Availability, ClusterSpec};
+use hyper::StatusCode;
+use ipnet::IpNet;
+use serde_json::Value;
+
+/// Nanoseconds, in which Docker's API counts durations, of a second.
+const NANOSECONDS: u64 = 1_000_000_000;
+
+/// The heartbeats that make sense, in seconds.
+const HEARTBEAT_SECS: std::ops::RangeInclusive<u64> = 1..=300;
+
+/// The intervals of key rotation that make sense, in seconds: nodes need time to get ready, and 30 days is more than
+/// a key should live.
+const KEY_ROTATION_SECS: std::ops::RangeInclusive<u64> = 60..=2_592_000;
+
+/// The lives of certificates that make sense, in seconds: an hour (Docker's least) to ten years.
+const CERTIFICATE_SECS: std::ops::RangeInclusive<u64> = 3600..=315_360_000;
+
+/// The prefix lengths of subnets that make sense: two hosts and a gateway at least, a /8 at most.
+const SUBNET_PREFIX: std::ops::RangeInclusive<u32> = 8..=29;
+
+/// How many old tasks of a slot Docker keeps. Formic keeps what it keeps: the figure is only shown.
+const TASK_HISTORY: u64 = 5;
+
+pub(super) async fn init(backend: &dyn Backend, request: &Request) -> Result<respond::Response, ApiError> {
+    if backend.swarm().state != SwarmState::Inactive {
+        return Err(ApiError::unavailable(error::ALREADY_IN_SWARM));
+    }
+    let wanted: api::SwarmInit = request.json(&schema::SWARM_INIT)?;
+    let node = backend.init(init_from(wanted)?).await?;
+    Ok(respond::json(&node.to_string()))
+}
+
+/// What `swarm init` means. Pure.
+pub(super) fn init_from(wanted: api::SwarmInit) -> Result<InitRequest, ApiError> {
+    if wanted.force_new_cluster {
+        return Err(ApiError::bad_request("unsupported field ForceNewCluster (--force-new-cluster): there is one manager, nothing to force"));
+    }
+    let mut spec = ClusterSpec::default();
+    apply_settings(&mut spec, &wanted.spec)?;
+    spec.address_pool = read_pool(&wanted.default_addr_pool, spec.address_pool)?;
+    spec.subnet_prefix = read_prefix(wanted.subnet_size, spec.subnet_prefix, spec.address_pool)?;
+    if wanted.data_path_port != 0 {
+        spec.data_path_port = u16::try_from(wanted.data_path_port).map_err(|_| {
+            ApiError::bad_request(format!("invalid data path port {}: it must be between 1 and 65535", wanted.data_path_port))
+        })?;
+    }
+    Ok(InitRequest {
+        listen_address: wanted.listen_addr,
+        advertise_address: wanted.advertise_addr,
+        data_path_address: wanted.data_path_addr,
+        spec,
+        availability: read_availability(&wanted.availability)?,
+        force_new_cluster: false,
+    })
+}
+
+fn read_availability(word: &str) -> Result<Availability, ApiError> {
+    if word.is_empty() { Ok(Availability::Active) } else { nodes::parse_availability(word) }
+}
+
+fn read_pool(pools: &[String], default: IpNet) -> Result<IpNet, ApiError> {
+    match pools {
+        [] => Ok(default),
+        [pool] => Ok(IpNet::V4(networks::read_subnet(pool)?)),
+        _ => Err(ApiError::bad_request("networks are cut from one pool: give --default-addr-pool once")),
+    }
+}
+
+fn read_prefix(wanted: u32, default: u8, pool: IpNet) -> Result<u8, ApiError> {
+    let prefix = if wanted == 0 { u32::from(default) } else { wanted };
+    if !SUBNET_PREFIX.contains(&prefix) || prefix < u32::from(pool.prefix_len()) {
+        let text = format!(
+            "invalid subnet size /{prefix}: it must be between /{} and /{}",
+            SUBNET_PREFIX.start().max(&u32::from(pool.prefix_len())),
+            SUBNET_PREFIX.end()
+        );
+        return Err(ApiError::bad_request(text));
+    }
+    Ok(prefix as u8)
+}
+
+/// Changes what a `SwarmSpec` says; 0 leaves a setting as it is.
+fn apply_settings(spec: &mut ClusterSpec, wanted: &api::SwarmSpec) -> Result<(), ApiError> {
+    if wanted.dispatcher.heartbeat_period != 0 {
+        let period = wanted.dispatcher.heartbeat_period;
+        if period % NANOSECONDS != 0 || !HEARTBEAT_SECS.contains(&(period / NANOSECONDS)) {
+            return Err(out_of_range("heartbeat period", &HEARTBEAT_SECS));
+        }
+        spec.heartbeat_secs = (period / NANOSECONDS) as u32;
+    }
+    if wanted.ca_config.node_cert_expiry != 0 {
+        let life = wanted.ca_config.node_cert_expiry / NANOSECONDS;
+        if !CERTIFICATE_SECS.contains(&life) {
+            return Err(out_of_range("certificate expiry", &CERTIFICATE_SECS));
+        }
+        spec.certificate_secs = life;
+    }
+    if wanted.formic.key_rotation_seconds != 0 {
+        if !KEY_ROTATION_SECS.contains(&wanted.formic.key_rotation_seconds) {
+            return Err(out_of_range("key rotation interval", &KEY_ROTATION_SECS));
+        }
+        spec.key_rotation_secs = wanted.formic.key_rotation_seconds as u32;
+    }
+    Ok(())
+}
+
+fn out_of_range(what: &str, range: &std::ops::RangeInclusive<u64>) -> ApiError {
+    ApiError::bad_request(format!("invalid {what}: it must be {} to {} whole seconds", range.start(), range.end()))
+}
+
+pub(super) async fn join(backend: &dyn Backend, request: &Request) -> Result<respond::Response, ApiError> {
+    if backend.swarm().state != SwarmState::Inactive {
+        return Err(ApiError::unavailable(error::ALREADY_IN_SWARM));
+    }
+    let wanted: api::SwarmJoin = request.json(&schema::SWARM_JOIN)?;
+    if wanted.remote_addrs.iter().all(String::is_empty) {
+        return Err(ApiError::bad_request("at least 1 remote address is required to join"));
+    }
+    if wanted.join_token.is_empty() {
+        return Err(ApiError::bad_request("a join token is required to join: `swarm join-token worker` on a manager shows it"));
+    }
+    let target = JoinTarget {
+        listen_address: wanted.listen_addr,
+        advertise_address: wanted.advertise_addr,
+        data_path_address: wanted.data_path_addr,
+        remotes: wanted.remote_addrs,
+        token: wanted.join_token,
+        availability: read_availability(&wanted.availability)?,
+    };
+    backend.join(target).await?;
+    Ok(respond::empty(StatusCode::OK))
+}
+
+pub(super) async fn leave(backend: &dyn Backend, request: &Request) -> Result<respond::Response, ApiError> {
+    if backend.swarm().state == SwarmState::Inactive {
+        return Err(ApiError::unavailable(error::NOT_PART_OF_SWARM));
+    }
+    backend.leave(request.flag("force")).await?;
+    Ok(respond::empty(StatusCode::OK))
+}
+
+pub(super) fn inspect(backend: &dyn Backend) -> Result<respond::Response, ApiError> {
+    let state = manager_state(backend)?;
+    let (worker, manager) = backend.join_tokens().unwrap_or_default();
+    Ok(respond::json(&api::Swarm { cluster: cluster_info(&state), join_tokens: api::JoinTokens { worker, manager } }))
+}
+
+/// The swarm as `info` and `swarm inspect` show it.
+pub(super) fn cluster_info(state: &State) -> api::ClusterInfo {
+    let cluster = &state.cluster;
+    api::ClusterInfo {
+        id: cluster.id.to_string(),
+        version: api::ObjectVersion { index: cluster.version },
+        created_at: time::rfc3339(cluster.created_at),
+        updated_at: time::rfc3339(cluster.updated_at),
+        spec: swarm_spec(&cluster.spec),
+        data_path_port: cluster.spec.data_path_port,
+        default_addr_pool: vec![cluster.spec.address_pool.to_string()],
+        subnet_size: cluster.spec.subnet_prefix,
+        ..api::ClusterInfo::default()
+    }
+}
+
+fn swarm_spec(spec: &ClusterSpec) -> api::SwarmSpec {
+    api::SwarmSpec {
+        name: "default".into(),
+        orchestration: api::Orchestration { task_history_retention_limit: TASK_HISTORY },
+        dispatcher: api::Dispatcher { heartbeat_period: u64::from(spec.heartbeat_secs) * NANOSECONDS },
+        ca_config: api::CaConfig { node_cert_expiry: spec.certificate_secs.saturating_mul(NANOSECONDS) },
+        formic: api::FormicSwarmSpec { key_rotation_seconds: u64::from(spec.key_rotation_secs) },
+        ..api::SwarmSpec::default()
+    }
+}
+
+pub(super) async fn update(backend: &dyn Backend, request: &Request) -> Result<respond::Response, ApiError> {
+    let state = manager_state(backend)?;
+    for parameter in ["rotateWorkerToken", "rotateManagerToken", "rotateManagerUnlockKey"] {
+        if request.flag(parameter) {
+            return Err(ApiError::bad_request(format!("unsupported parameter {parameter}: join tokens cannot be changed yet")));
+        }
+    }
+    let version = request.version()?;
+    let wanted = request.value()?;
+    let current = serde_json::to_value(swarm_spec(&state.cluster.spec)).unwrap_or_default();
+    refuse_other_changes(&wanted, &current, &mut Vec::new())?;
+    let mut spec = state.cluster.spec.clone();
+    apply_settings(&mut spec, &super::request::from_value(wanted)?)?;
+    backend.propose(Command::UpdateCluster { version, spec }).await?;
+    Ok(respond::empty(StatusCode::OK))
+}
+
+/// The settings that may be changed.
+const CHANGEABLE: [[&str; 2]; 2] = [["Dispatcher", "HeartbeatPeriod"], ["Formic", "KeyRotationSeconds"]];
+
+/// Refuses what differs from the settings as they are, but for those of [`CHANGEABLE`]: the client sends them all.
+fn refuse_other_changes<'a>(wanted: &'a Value, current: &Value, path: &mut Vec<&'a str>) -> Result<(), ApiError> {
+    if super::allow::is_default(wanted) || wanted == current || CHANGEABLE.iter().any(|changeable| path == changeable) {
+        return Ok(());
+    }
+    let Value::Object(members) = wanted else {
+        return Err(ApiError::bad_request(format!("unsupported change of {}: it cannot be changed yet", path.join("."))));
+    };
+    members.iter().try_for_each(|(name, member)| {
+        path.push(name);
+        let result = refuse_other_changes(member, current.get(name).unwrap_or(&Value::Null), path);
+        path.pop();
+        result
+    })
+}

@@ -1,0 +1,47 @@
+//! Formic's own additions, under `/formic/`.
+
+use serde::{Deserialize, Serialize};
+
+pub use crate::agent::{ImageInfo, PeerStatus, SaStatus, Status, SwarmInfo, SwarmState};
+
+/// `POST /formic/images/import`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageImport {
+    /// Its name to be.
+    pub name: String,
+    /// A root directory on the daemon's host.
+    pub directory: String,
+}
+
+/// `GET /formic/keys`: the life of the managers' key ring. Never a key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct KeyRing {
+    /// Seconds between two rotations.
+    pub rotation_secs: u64,
+    /// A rotation asked for before its time: how many seconds ago.
+    pub requested_secs_ago: Option<u64>,
+    /// Oldest first.
+    pub epochs: Vec<KeyEpoch>,
+}
+
+/// One epoch of the ring.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct KeyEpoch {
+    /// Its number.
+    pub epoch: u32,
+    /// `previous`, `current` or `next`.
+    pub phase: String,
+    /// Seconds since it was handed out.
+    pub handed_out_secs_ago: u64,
+    /// Seconds since it became current.
+    pub activated_secs_ago: Option<u64>,
+    /// Nodes that count for it.
+    pub participants: u64,
+    /// Of those, the ones that hold it.
+    pub ready: u64,
+    /// Nodes that send with it.
+    pub sending: u64,
+    /// Host names (or ids) of the nodes that are waited for.
+    pub late: Vec<String>,
+}
