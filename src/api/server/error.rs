@@ -75,6 +75,9 @@ impl From<ManagerError> for ApiError {
         match error {
             ManagerError::Refused(refusal) => refusal.into(),
             ManagerError::Unavailable(text) => ApiError::unavailable(text),
+            ManagerError::Store(_) | ManagerError::Listen { .. } | ManagerError::Certificate(_) => {
+                ApiError::internal(error.to_string())
+            }
         }
     }
 }
