@@ -101,7 +101,7 @@ impl Topology {
     pub fn image_directory(&self) -> PathBuf {
         let root = self.directory.join("image");
         if !root.exists() {
-            let script = include_str!("image.sh");
+            let script = include_str!("../../scripts/image.sh");
             let mut command = Command::new("bash");
             command.args(["-euc", script, "image"]).arg(&root);
             process::run(command).ok();
