@@ -9,6 +9,7 @@ pub mod dataplane;
 pub mod esp;
 pub mod gossip;
 pub mod helper;
+pub mod keys;
 pub mod manager;
 pub mod offload;
 pub mod overlay;

@@ -20,7 +20,6 @@
 //!
 //! One worker for now. Its index is the queue number in the SPIs of the SAs it sends with.
 
-mod clock;
 mod command;
 mod events;
 mod inbound;
@@ -33,12 +32,12 @@ mod tables;
 mod tests;
 mod worker;
 
-pub use clock::Clock;
 pub use command::{DataCommand, DataEvent, SaRefusal};
 pub use socket::DataSocket;
 pub use stats::{EndpointStats, LinkStats, SaStats, Stats, Traffic};
 
 use crate::esp::WorkerShare;
+use crate::sys::clock::Clock;
 use crate::sys::poll::{PollSet, Waker};
 use crate::types::BootId;
 use smol::channel::{Receiver, Sender};

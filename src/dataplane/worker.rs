@@ -4,9 +4,10 @@
 use super::events::EventQueue;
 use super::sending::{SendBatch, Slot, slots};
 use super::tables::Tables;
-use super::{Clock, DataCommand, DataEvent, DataSocket, DataplaneConfig, Stats};
+use super::{DataCommand, DataEvent, DataSocket, DataplaneConfig, Stats};
 use crate::esp::{SaDatabase, WorkerShare};
 use crate::overlay::{DropReason, LocalIndex};
+use crate::sys::clock::Clock;
 use crate::sys::poll::{PollSet, Polled, Readiness};
 use crate::sys::udp::{self, BATCH_DATAGRAMS, ReceivedDatagram};
 use smol::channel::{Receiver, Sender, TryRecvError};

@@ -6,6 +6,7 @@
 //!
 //! Linux 5.10 or newer is expected (`close_range`, `pidfd_open`, `setns` on a pidfd).
 
+pub mod clock;
 pub mod interface;
 pub mod memfd;
 pub mod mount;
@@ -13,6 +14,7 @@ pub mod namespace;
 pub mod poll;
 pub mod privileges;
 pub mod process;
+pub mod random;
 pub mod seqpacket;
 pub mod tun;
 pub mod udp;

@@ -17,6 +17,9 @@ pub struct Id([u8; 17]);
 pub struct IdError;
 
 impl Id {
+    /// The number zero: no identifier of anything, a place holder in tests and encodings.
+    pub const ZERO: Id = Id([0; 17]);
+
     /// Reduces 17 random bytes to an id.
     pub fn from_random(random: [u8; 17]) -> Id {
         let mut digits = [0u8; TEXT_LEN];

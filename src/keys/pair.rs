@@ -1,0 +1,107 @@
+//! What one (network, peer) sends and receives with.
+
+use crate::esp::SaIdentity;
+use crate::types::{BootId, Epoch, Time};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// The two SAs of an epoch.
+struct Sas {
+    outbound: SaIdentity,
+    inbound: SaIdentity,
+}
+
+/// One peer on one network, in one boot of the peer.
+pub(super) struct Pair {
+    pub(super) boot: BootId,
+    /// The epoch traffic goes by.
+    pub(super) sending: Option<Epoch>,
+    /// When to probe again; `None` when nothing is to be confirmed.
+    pub(super) probe_at: Option<Time>,
+    sas: BTreeMap<Epoch, Sas>,
+    /// Epochs under which the peer has been heard.
+    confirmed: BTreeSet<Epoch>,
+    /// Epochs whose public of the peer is bad.
+    refused: BTreeSet<Epoch>,
+    /// The epoch whose activation the peer was told of.
+    announced: Option<Epoch>,
+}
+
+impl Pair {
+    pub(super) fn new(boot: BootId) -> Pair {
+        Pair {
+            boot,
+            sending: None,
+            probe_at: None,
+            sas: BTreeMap::new(),
+            confirmed: BTreeSet::new(),
+            refused: BTreeSet::new(),
+            announced: None,
+        }
+    }
+
+    /// Whether the epoch's SAs exist or cannot.
+    pub(super) fn knows(&self, epoch: Epoch) -> bool {
+        self.sas.contains_key(&epoch) || self.refused.contains(&epoch)
+    }
+
+    pub(super) fn insert(&mut self, epoch: Epoch, outbound: SaIdentity, inbound: SaIdentity) {
+        self.sas.insert(epoch, Sas { outbound, inbound });
+    }
+
+    pub(super) fn refuse(&mut self, epoch: Epoch) {
+        self.refused.insert(epoch);
+    }
+
+    pub(super) fn is_refused(&self, epoch: Epoch) -> bool {
+        self.refused.contains(&epoch)
+    }
+
+    pub(super) fn outbound(&self, epoch: Epoch) -> Option<SaIdentity> {
+        self.sas.get(&epoch).map(|sas| sas.outbound)
+    }
+
+    pub(super) fn identities(self) -> impl Iterator<Item = SaIdentity> {
+        self.sas.into_values().flat_map(|sas| [sas.outbound, sas.inbound])
+    }
+
+    pub(super) fn forget(&mut self, epoch: Epoch) {
+        self.sas.remove(&epoch);
+        self.confirmed.remove(&epoch);
+        self.refused.remove(&epoch);
+        self.sending = self.sending.filter(|sending| *sending != epoch);
+    }
+
+    /// Notes that the peer was heard by this SA; whether that is news.
+    pub(super) fn confirm(&mut self, inbound: &SaIdentity) -> bool {
+        let ours = self.sas.get(&inbound.epoch).is_some_and(|sas| sas.inbound == *inbound);
+        ours && self.confirmed.insert(inbound.epoch)
+    }
+
+    /// Chooses the epoch to send with; the SA if the choice changed.
+    pub(super) fn choose(&mut self, active: Epoch) -> Option<SaIdentity> {
+        let before = self.sas.range(..active).next_back().map(|(&epoch, _)| epoch);
+        let with_active = self.sas.contains_key(&active).then_some(active);
+        let choice = if self.confirmed.contains(&active) { with_active } else { before.or(with_active) }?;
+        if self.sending == Some(choice) {
+            return None;
+        }
+        self.sending = Some(choice);
+        self.outbound(choice)
+    }
+
+    /// The dummy packet that is due: once on activation, then again until the pair is confirmed.
+    pub(super) fn probe(&mut self, active: Epoch, now: Time, interval: Duration) -> Option<(SaIdentity, bool)> {
+        let outbound = self.outbound(active)?;
+        let unconfirmed = !self.confirmed.contains(&active);
+        let news = self.announced != Some(active);
+        let due = news || (unconfirmed && self.probe_at.is_none_or(|at| at <= now));
+        if due {
+            self.announced = Some(active);
+            self.probe_at = unconfirmed.then(|| now + interval);
+        } else if !unconfirmed {
+            self.probe_at = None;
+        }
+        due.then_some((outbound, unconfirmed))
+    }
+}

@@ -1,0 +1,298 @@
+//! Two and more machines joined by hand: who sends with what, when.
+
+use super::*;
+use crate::types::NodeAddresses;
+use crate::wire::control::NetworkKey;
+
+const NETWORK: NetworkId = NetworkId(crate::types::Id::ZERO);
+
+/// A node with what its managers would tell it.
+struct Host {
+    keys: NodeKeys,
+    node: NodeId,
+    boot: BootId,
+    publics: BTreeMap<Epoch, PublicKey>,
+    installed: BTreeSet<SaIdentity>,
+    sending: BTreeMap<NodeId, SaIdentity>,
+    ready: BTreeSet<Epoch>,
+    sends: BTreeSet<Epoch>,
+    erased: BTreeSet<Epoch>,
+    dummies: Vec<(SaIdentity, ControlMessage)>,
+    draws: u8,
+}
+
+fn node(number: u8) -> NodeId {
+    NodeId::from_random([number; 17])
+}
+
+impl Host {
+    fn new(number: u8, boot: u8) -> Host {
+        let boot = BootId([boot; 8]);
+        let config = KeysConfig { cluster: ClusterId::from_random([9; 17]), fork: Fork(1), node: node(number), boot };
+        Host {
+            keys: NodeKeys::new(config),
+            node: node(number),
+            boot,
+            publics: BTreeMap::new(),
+            installed: BTreeSet::new(),
+            sending: BTreeMap::new(),
+            ready: BTreeSet::new(),
+            sends: BTreeSet::new(),
+            erased: BTreeSet::new(),
+            dummies: Vec::new(),
+            draws: number.wrapping_mul(16).wrapping_add(boot.0[0]),
+        }
+    }
+
+    fn ring(&mut self, epochs: &[(u32, EpochPhase)], participants: &[NodeId], now: Time) {
+        let view = |&(epoch, phase): &(u32, EpochPhase)| EpochView {
+            epoch: Epoch(epoch),
+            phase,
+            gossip_key: Key32::new([epoch as u8; 32]),
+            networks: vec![NetworkKey { network: NETWORK, key: Key32::new([0x80 | epoch as u8; 32]) }],
+            participants: participants.to_vec(),
+        };
+        let draws = &mut self.draws;
+        let mut draw = || {
+            *draws = draws.wrapping_add(1);
+            Key32::new([*draws; 32])
+        };
+        self.keys.handle_ring(RingView { epochs: epochs.iter().map(view).collect() }, &mut draw, now);
+        self.drain();
+    }
+
+    fn network(&mut self, members: &[(NodeId, bool)], now: Time) {
+        let view = NetworkView {
+            id: NETWORK,
+            name: "net".into(),
+            transform: Transform::Gcm,
+            subnet: "10.0.1.0/24".parse().unwrap(),
+            members: members.to_vec(),
+        };
+        self.keys.handle_networks(&[view], now);
+        self.drain();
+    }
+
+    fn record(&self, boot_index: u64) -> NodeRecord {
+        let address = "127.0.0.1:1".parse().unwrap();
+        NodeRecord {
+            node: self.node,
+            boot: self.boot,
+            boot_index,
+            version: "0".into(),
+            addresses: NodeAddresses { control: address, gossip: address, data: address, behind_nat: false },
+            publics: self.publics.iter().map(|(&epoch, &public)| (epoch, public)).collect(),
+        }
+    }
+
+    fn drain(&mut self) {
+        while let Some(event) = self.keys.poll_event() {
+            match event {
+                KeyEvent::Install { identity, .. } => {
+                    self.installed.insert(identity);
+                }
+                KeyEvent::Suspend(identity) => {
+                    self.installed.remove(&identity);
+                }
+                KeyEvent::Send(outbound) => {
+                    assert!(self.installed.contains(&outbound), "sends with an SA that is not installed");
+                    self.sending.insert(outbound.dst, outbound);
+                }
+                KeyEvent::StopSending { peer, .. } => {
+                    self.sending.remove(&peer);
+                }
+                KeyEvent::Control { outbound, message } => self.dummies.push((outbound, message)),
+                KeyEvent::ReportPublic { epoch, public } => {
+                    let before = self.publics.insert(epoch, public);
+                    assert!(before.is_none_or(|before| before == public), "two publics for one epoch");
+                }
+                KeyEvent::ReportReady(epoch) => {
+                    self.ready.insert(epoch);
+                }
+                KeyEvent::ReportSending(epoch) => {
+                    self.sends.insert(epoch);
+                }
+                KeyEvent::Erase(epoch) => {
+                    self.installed.retain(|identity| identity.epoch != epoch);
+                    self.erased.insert(epoch);
+                    self.publics.remove(&epoch);
+                }
+                KeyEvent::Held { .. } | KeyEvent::Active(_) => {}
+            }
+        }
+    }
+
+    fn sends_with(&self, peer: NodeId) -> Option<u32> {
+        self.sending.get(&peer).map(|identity| identity.epoch.0)
+    }
+}
+
+/// Carries dummies both ways until there are none; those that `lose` names are lost.
+fn carry(a: &mut Host, b: &mut Host, now: Time, lose: impl Fn(&SaIdentity) -> bool) {
+    for _ in 0..16 {
+        for (from, to) in [(true, ()), (false, ())].map(|(a_first, ())| (a_first, !a_first)) {
+            let dummies = std::mem::take(if from { &mut a.dummies } else { &mut b.dummies });
+            let receiver = if to { &mut *a } else { &mut *b };
+            for (identity, message) in dummies.into_iter().filter(|(identity, _)| !lose(identity)) {
+                if receiver.installed.contains(&identity) {
+                    receiver.keys.handle_control(&identity, message, now);
+                    receiver.drain();
+                }
+            }
+        }
+    }
+}
+
+const FIRST: [(u32, EpochPhase); 2] = [(1, EpochPhase::Current), (2, EpochPhase::Next)];
+const SECOND: [(u32, EpochPhase); 3] = [(1, EpochPhase::Previous), (2, EpochPhase::Current), (3, EpochPhase::Next)];
+
+/// Two nodes on one network, keyed and confirmed under epoch 1.
+fn pair() -> (Host, Host, Time) {
+    let (mut a, mut b, now) = (Host::new(1, 1), Host::new(2, 1), Time(0));
+    let both = [a.node, b.node];
+    for host in [&mut a, &mut b] {
+        host.network(&[(both[0], true), (both[1], true)], now);
+        host.ring(&FIRST, &both, now);
+        assert!(host.ready.is_empty(), "ready without the peer's record");
+    }
+    exchange_records(&mut a, &mut b, now);
+    carry(&mut a, &mut b, now, |_| false);
+    (a, b, now)
+}
+
+fn exchange_records(a: &mut Host, b: &mut Host, now: Time) {
+    let (of_a, of_b) = (a.record(10), b.record(11));
+    assert!(a.keys.handle_record(&of_b, now) && b.keys.handle_record(&of_a, now));
+    a.drain();
+    b.drain();
+}
+
+#[test]
+fn both_ends_hold_the_same_sas_and_are_ready() {
+    let (a, b, _) = pair();
+    assert_eq!(a.installed, b.installed);
+    assert_eq!(a.installed.len(), 4, "two epochs, two directions");
+    for host in [&a, &b] {
+        assert_eq!(host.ready, [Epoch(1), Epoch(2)].into());
+        assert_eq!(host.sends, [Epoch(1)].into());
+    }
+    assert_eq!((a.sends_with(b.node), b.sends_with(a.node)), (Some(1), Some(1)));
+}
+
+#[test]
+fn a_node_switches_only_once_the_peer_was_heard_under_the_new_epoch() {
+    let (mut a, mut b, now) = pair();
+    let both = [a.node, b.node];
+    a.ring(&SECOND, &both, now);
+    assert_eq!(a.sends_with(b.node), Some(1), "the peer has not been heard under 2");
+    carry(&mut a, &mut b, now, |_| false);
+    assert_eq!(a.sends_with(b.node), Some(2), "the peer answered the dummy although it has not activated yet");
+    assert_eq!(b.sends_with(a.node), Some(1));
+    b.ring(&SECOND, &both, now);
+    carry(&mut a, &mut b, now, |_| false);
+    assert_eq!(b.sends_with(a.node), Some(2));
+    assert!(a.sends.contains(&Epoch(2)) && b.sends.contains(&Epoch(2)));
+}
+
+#[test]
+fn a_lost_dummy_is_sent_again() {
+    let (mut a, mut b, now) = pair();
+    let both = [a.node, b.node];
+    a.ring(&SECOND, &both, now);
+    carry(&mut a, &mut b, now, |_| true);
+    assert_eq!(a.sends_with(b.node), Some(1));
+    let later = a.keys.poll_timeout().expect("a probe is due");
+    assert_eq!(later.since(now), PROBE_INTERVAL);
+    a.keys.handle_timeout(later);
+    a.drain();
+    carry(&mut a, &mut b, later, |_| false);
+    assert_eq!(a.sends_with(b.node), Some(2));
+    assert_eq!(a.keys.poll_timeout(), None, "nothing is left to be confirmed");
+}
+
+#[test]
+fn a_node_without_managers_follows_the_signed_activation() {
+    let (mut a, mut b, now) = pair();
+    for host in [&mut a, &mut b] {
+        host.keys.handle_activation(Epoch(2), now);
+        host.drain();
+    }
+    carry(&mut a, &mut b, now, |_| false);
+    assert_eq!((a.sends_with(b.node), b.sends_with(a.node)), (Some(2), Some(2)));
+    a.keys.handle_activation(Epoch(7), now);
+    assert_eq!(a.keys.active(), Some(Epoch(2)), "an epoch that is not held cannot be active");
+}
+
+#[test]
+fn an_erased_epoch_never_comes_back() {
+    let (mut a, _, now) = pair();
+    let both = [a.node, node(2)];
+    a.ring(&[(3, EpochPhase::Current), (4, EpochPhase::Next)], &both, now);
+    assert_eq!(a.erased, [Epoch(1), Epoch(2)].into());
+    a.ring(&FIRST, &both, now);
+    assert!(a.keys.epochs().is_empty(), "an epoch was made again in the same boot");
+}
+
+#[test]
+fn a_restarted_peer_gets_new_sas_and_the_old_ones_are_suspended() {
+    let (mut a, old_b, now) = pair();
+    let mut b = Host::new(2, 2);
+    let both = [a.node, b.node];
+    b.network(&[(a.node, true), (b.node, true)], now);
+    b.ring(&FIRST, &both, now);
+    let (of_a, of_b) = (a.record(10), b.record(20));
+    a.keys.handle_record(&of_b, now);
+    b.keys.handle_record(&of_a, now);
+    a.drain();
+    b.drain();
+    assert_eq!(a.installed, b.installed);
+    a.keys.handle_record(&old_b.record(11), now);
+    a.drain();
+    assert_eq!(a.installed, b.installed, "an older boot was installed again");
+}
+
+#[test]
+fn a_second_public_for_one_boot_and_epoch_is_refused() {
+    let (mut a, mut b, now) = pair();
+    b.publics.insert(Epoch(2), PublicKey([5; 32]));
+    let before = a.installed.clone();
+    assert!(!a.keys.handle_record(&b.record(11), now));
+    a.drain();
+    assert_eq!(a.installed, before);
+}
+
+#[test]
+fn a_peer_that_left_is_not_sent_to_and_comes_back_as_the_same_sa() {
+    let (mut a, b, now) = pair();
+    let before = a.installed.clone();
+    a.network(&[(a.node, true)], now);
+    assert_eq!((a.sends_with(b.node), a.installed.len()), (None, 0));
+    a.network(&[(a.node, true), (b.node, true)], now);
+    assert_eq!(a.installed, before);
+}
+
+#[test]
+fn a_bad_public_makes_no_sa_and_delays_no_rotation() {
+    let (mut a, mut b, now) = (Host::new(1, 1), Host::new(2, 1), Time(0));
+    let both = [a.node, b.node];
+    a.network(&[(a.node, true), (b.node, true)], now);
+    a.ring(&FIRST, &both, now);
+    b.publics = [(Epoch(1), PublicKey([0; 32])), (Epoch(2), PublicKey([0; 32]))].into();
+    a.keys.handle_record(&b.record(11), now);
+    a.drain();
+    assert!(a.installed.is_empty());
+    assert_eq!(a.keys.bad_publics(), 2);
+    assert_eq!(a.ready, [Epoch(1), Epoch(2)].into());
+    assert_eq!(a.sends, [Epoch(1)].into());
+}
+
+#[test]
+fn a_gone_node_is_dropped_at_once() {
+    let (mut a, b, now) = pair();
+    a.keys.handle_gone(&[b.node], now);
+    a.drain();
+    assert!(a.installed.is_empty() && a.sending.is_empty());
+    a.keys.handle_record(&b.record(99), now);
+    a.drain();
+    assert!(a.installed.is_empty(), "a gone node came back");
+}
