@@ -1,8 +1,28 @@
 //! The node: its part in a swarm, its session with the managers, its tasks, its keys and its gossip.
+//!
+//! - `node`, `change`: the handle that the API holds; how a membership begins and ends.
+//! - `membership`: what makes this host a node, on disk.
+//! - `runtime`: what runs while the host is a node.
+//! - `session`: carries messages from and to a manager.
+//! - `engine`, `effects`, `status`: one loop around the pure machines of this node.
+//! - `tasks`, `push`: pure: the tasks' lives; the parts of a push.
 
+mod address;
+mod change;
+mod effects;
+mod engine;
+mod membership;
+mod model;
 mod node;
+mod push;
+mod runtime;
+mod session;
+mod spawn;
+mod status;
+mod tasks;
 
-pub use node::{
-    ExecIo, ExecRequest, ImageInfo, InitRequest, JoinTarget, LocalTask, Node, NodeError, PeerStatus, SaStatus, Status,
+pub use model::{
+    ExecIo, ExecRequest, ImageInfo, InitRequest, JoinTarget, LocalTask, NodeError, PeerStatus, SaStatus, Status,
     SwarmInfo, SwarmState,
 };
+pub use node::{Node, NodeSettings};

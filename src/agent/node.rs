@@ -1,276 +1,272 @@
 //! The handle that the API holds on this node.
 
+use super::engine::{End, Request, TaskExit};
+use super::membership::MembershipStore;
+use super::model::{ExecIo, ExecRequest, ImageInfo, LocalTask, NodeError, Status, SwarmInfo, SwarmState};
+use super::runtime::{Environment, Runtime};
+use super::spawn::spawn;
+use crate::helper::HelperClient;
+use crate::helper::verbs::{self, CommandSpec, ErrorKind, Event as HelperEvent, ExecId, ImageName, VerbError};
 use crate::manager::Manager;
-use crate::types::{Availability, ClusterSpec, NetworkId, NodeId, Role, TaskAssignment, TaskId, TaskStatus};
-use serde::{Deserialize, Serialize};
+use crate::sys::clock::Clock;
+use crate::types::{NetworkId, Role, TaskState};
+use arc_swap::ArcSwapOption;
+use smol::channel::{Receiver, Sender, bounded};
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-/// Why the node could not do what was asked. The texts are Docker's where Docker has one.
-#[derive(Debug, thiserror::Error)]
-pub enum NodeError {
-    /// What was asked is malformed or impossible (400).
-    #[error("{0}")]
-    Invalid(String),
-    /// No such task or image here (404).
-    #[error("{0}")]
-    NotFound(String),
-    /// The node is in the wrong state for it (503).
-    #[error("{0}")]
-    Unavailable(String),
-    /// Something failed (500).
-    #[error("{0}")]
-    Failed(String),
-}
+/// How long the daemon waits for its tasks at its end: their grace, and time to remove what they leave.
+const STOP_PATIENCE: Duration = Duration::from_secs(15);
 
-/// Where this node stands, in Docker's words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SwarmState {
-    /// In no swarm.
-    Inactive,
-    /// In a swarm, no session yet.
-    Pending,
-    /// In a swarm.
-    Active,
-    /// In a swarm, and something is wrong: see the error.
-    Error,
-}
-
-/// This node's part in a swarm.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct SwarmInfo {
-    /// Where it stands.
-    pub state: SwarmState,
-    /// Its id.
-    pub node: Option<NodeId>,
-    /// Its advertised address.
-    pub address: Option<IpAddr>,
-    /// Its role.
-    pub role: Option<Role>,
-    /// What is wrong; empty if nothing.
-    pub error: String,
-    /// The managers it knows.
-    pub managers: Vec<(NodeId, SocketAddr)>,
-}
-
-/// `swarm init`. Addresses as users type them: `IP`, `IP:PORT`, an interface's name; empty where not given.
+/// How this node is set up.
 #[derive(Debug, Clone)]
-pub struct InitRequest {
-    /// Where to listen for the control protocol.
-    pub listen_address: String,
-    /// What other nodes are told.
-    pub advertise_address: String,
-    /// Where ESP is sent from, if elsewhere.
-    pub data_path_address: String,
-    /// Settings; `data_path_port` in it is this node's ESP port too.
-    pub spec: ClusterSpec,
-    /// Whether tasks may be placed here.
-    pub availability: Availability,
-    /// Drop the quorum and start over from this node's state.
-    pub force_new_cluster: bool,
-}
-
-/// `swarm join`.
-#[derive(Debug, Clone)]
-pub struct JoinTarget {
-    /// As in [`InitRequest`].
-    pub listen_address: String,
-    /// As in [`InitRequest`].
-    pub advertise_address: String,
-    /// As in [`InitRequest`].
-    pub data_path_address: String,
-    /// Managers to ask, `IP:PORT`.
-    pub remotes: Vec<String>,
-    /// `SWMTKN-1-...`.
-    pub token: String,
-    /// Whether tasks may be placed here.
-    pub availability: Availability,
-}
-
-/// A task on this node.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct LocalTask {
-    /// As assigned.
-    pub assignment: TaskAssignment,
-    /// As it is.
-    pub status: TaskStatus,
-}
-
-/// An image on this node.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct ImageInfo {
-    /// Normalised name (`my-image:latest`).
-    pub name: String,
-    /// Bytes on disk.
-    pub size_bytes: u64,
-    /// When it was imported, unix seconds.
-    pub created_at: u64,
-}
-
-/// The standard streams of an exec.
-pub struct ExecIo {
-    /// Read by the process.
-    pub stdin: OwnedFd,
-    /// Written by the process.
-    pub stdout: OwnedFd,
-    /// Written by the process.
-    pub stderr: OwnedFd,
-}
-
-/// `exec` in a task of this node.
-#[derive(Debug, Clone)]
-pub struct ExecRequest {
-    /// The task.
-    pub task: TaskId,
-    /// Command and arguments; not empty.
-    pub command: Vec<String>,
-    /// `NAME=value`, beside the task's own.
-    pub env: Vec<String>,
-}
-
-/// What `formic status` shows. Ages are in milliseconds.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Status {
-    /// Formic's version.
-    pub version: String,
-    /// This node.
-    pub swarm: SwarmInfo,
-    /// Host name.
+pub struct NodeSettings {
+    /// Where state is kept.
+    pub state_dir: PathBuf,
+    /// This host's name.
     pub hostname: String,
-    /// This boot.
-    pub boot: String,
-    /// Log index of this boot.
-    pub boot_index: Option<u64>,
-    /// Age of the last word of the managers; `None` without a session.
-    pub manager_heard_ms_ago: Option<u64>,
-    /// The nodes this one shares a network with, or knows by gossip.
-    pub peers: Vec<PeerStatus>,
-    /// Networks with a task here: id, name, transform, subnet.
-    pub networks: Vec<(NetworkId, String, String, String)>,
-    /// Security associations.
-    pub sas: Vec<SaStatus>,
-    /// Epochs this node holds, with their phase.
-    pub epochs: Vec<(u32, String)>,
-    /// Dropped packets by reason, only reasons that occurred; data plane, gossip (`gossip.` in front) and control
-    /// port (`control.` in front).
-    pub drops: BTreeMap<String, u64>,
-    /// Tasks here: id, name, state.
-    pub tasks: Vec<(TaskId, String, String)>,
-}
-
-/// One peer.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct PeerStatus {
-    /// It.
-    pub node: NodeId,
-    /// Its data address.
-    pub address: SocketAddr,
-    /// What gossip thinks: `alive`, `suspect`, `dead`, `unknown`.
-    pub gossip: String,
-    /// Age of the last authenticated gossip datagram from it.
-    pub gossip_heard_ms_ago: Option<u64>,
-    /// Age of the last authenticated ESP packet from it.
-    pub esp_heard_ms_ago: Option<u64>,
-    /// Age of the last ESP packet to it.
-    pub esp_sent_ms_ago: Option<u64>,
-    /// What this says in words: `ok`, `idle`, or e.g. `one way: we send, nothing comes back (is UDP 4500 from 10.0.0.2 blocked?)`.
-    pub verdict: String,
-}
-
-/// One security association.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct SaStatus {
-    /// `0x...`.
-    pub spi: String,
-    /// `in` or `out`.
-    pub direction: String,
-    /// The peer.
-    pub peer: NodeId,
-    /// The network.
-    pub network: NetworkId,
-    /// The epoch.
-    pub epoch: u32,
-    /// Whether it is used: for `out`, what the pair sends with; for `in`, whether it accepts.
-    pub active: bool,
-    /// Packets.
-    pub packets: u64,
-    /// Bytes.
-    pub bytes: u64,
+    /// UDP port of gossip.
+    pub gossip_port: u16,
+    /// UDP port of ESP; `None` takes the swarm's.
+    pub data_path_port: Option<u16>,
+    /// Worker threads of the data plane.
+    pub workers: u8,
+    /// The daemon's clock.
+    pub clock: Clock,
 }
 
 /// This node. Cheap to clone.
 #[derive(Clone)]
 pub struct Node {
-    // filled in by the agent
+    pub(super) inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    pub(super) settings: NodeSettings,
+    pub(super) environment: Environment,
+    /// Init, join, leave and restarts happen one at a time.
+    pub(super) changing: smol::lock::Mutex<()>,
+    pub(super) runtime: ArcSwapOption<Runtime>,
+    execs: Mutex<BTreeMap<ExecId, (Sender<i32>, Receiver<i32>)>>,
+    /// Told why, once, when the daemon must end.
+    fatal: Sender<String>,
+    /// Closed once the helper process is gone.
+    helper_ended: Receiver<()>,
 }
 
 impl Node {
+    /// This host's node. `fatal` hears why the daemon must end, should that come.
+    pub fn new(
+        settings: NodeSettings,
+        helper: HelperClient,
+        events: Receiver<HelperEvent>,
+        fatal: Sender<String>,
+    ) -> Node {
+        let environment = Environment {
+            clock: settings.clock,
+            helper,
+            hostname: settings.hostname.clone(),
+            store: MembershipStore::new(&settings.state_dir),
+            workers: settings.workers,
+        };
+        let (helper_alive, helper_ended) = bounded(1);
+        let inner = Inner {
+            settings,
+            environment,
+            changing: smol::lock::Mutex::new(()),
+            runtime: ArcSwapOption::empty(),
+            execs: Mutex::default(),
+            fatal,
+            helper_ended,
+        };
+        let node = Node { inner: Arc::new(inner) };
+        spawn("helper events", node.clone().route_helper_events(events, helper_alive));
+        node
+    }
+
+    /// Stops everything, for the daemon's end. The membership stays on disk.
+    pub async fn shut_down(&self) {
+        let _changing = self.inner.changing.lock().await;
+        if let Some(runtime) = self.inner.runtime.swap(None) {
+            runtime.stop(STOP_PATIENCE).await;
+        }
+    }
+
+    /// Ends the helper process, and with it whatever tasks are left.
+    pub async fn end_helper(&self) {
+        if let Err(error) = self.inner.environment.helper.shut_down() {
+            tracing::debug!(%error, "the helper process is gone already");
+        }
+        let _ = self.inner.helper_ended.recv().await;
+    }
+
     /// This node's part in a swarm.
     pub fn swarm(&self) -> SwarmInfo {
-        todo!()
+        let Some(runtime) = self.inner.runtime.load_full() else {
+            return SwarmInfo {
+                state: SwarmState::Inactive,
+                node: None,
+                address: None,
+                role: None,
+                error: String::new(),
+                managers: Vec::new(),
+            };
+        };
+        let view = runtime.view.load();
+        SwarmInfo {
+            state: if view.settled { SwarmState::Active } else { SwarmState::Pending },
+            node: Some(runtime.membership.node),
+            address: Some(runtime.membership.addresses.control.ip()),
+            role: Some(runtime.membership.role),
+            error: view.error.clone(),
+            managers: view.managers.clone(),
+        }
     }
 
     /// The manager that runs in this daemon, if it is one.
     pub fn manager(&self) -> Option<Manager> {
-        todo!()
+        self.inner.runtime.load_full()?.manager.clone()
     }
 
     /// Id and name of every network of the swarm, as the managers last told.
     pub fn network_names(&self) -> Vec<(NetworkId, String)> {
-        todo!()
-    }
-
-    /// Makes a swarm with this node as its manager.
-    pub async fn init(&self, request: InitRequest) -> Result<NodeId, NodeError> {
-        let _ = request;
-        todo!()
-    }
-
-    /// Joins a swarm.
-    pub async fn join(&self, request: JoinTarget) -> Result<(), NodeError> {
-        let _ = request;
-        todo!()
-    }
-
-    /// Leaves the swarm: stops the tasks, forgets keys and state.
-    pub async fn leave(&self, force: bool) -> Result<(), NodeError> {
-        let _ = force;
-        todo!()
+        self.inner.runtime.load_full().map(|runtime| runtime.view.load().names.clone()).unwrap_or_default()
     }
 
     /// What `formic status` shows.
     pub async fn status(&self) -> Status {
-        todo!()
+        if let Some(runtime) = self.inner.runtime.load_full() {
+            let (reply, answer) = bounded(1);
+            if runtime.requests.send(Request::Status(reply)).await.is_ok()
+                && let Ok(mut status) = answer.recv().await
+            {
+                status.swarm = self.swarm();
+                let control = runtime.manager.iter().flat_map(Manager::drops);
+                status.drops.extend(control.map(|(name, count)| (format!("control.{name}"), count)));
+                return status;
+            }
+        }
+        Status::inactive(self.swarm(), self.inner.settings.hostname.clone())
     }
 
     /// The tasks of this node.
     pub fn tasks(&self) -> Vec<LocalTask> {
-        todo!()
+        self.inner.runtime.load_full().map(|runtime| runtime.view.load().tasks.clone()).unwrap_or_default()
     }
 
     /// Runs a command in a running task; resolves to its exit code when it ends.
     pub async fn exec(&self, request: ExecRequest, io: ExecIo) -> Result<i32, NodeError> {
-        let _ = (request, io);
-        todo!()
+        let task = self.tasks().into_iter().find(|task| task.assignment.id == request.task);
+        let task = task.ok_or_else(|| NodeError::NotFound(format!("No such container: {}", request.task)))?;
+        if task.status.state != TaskState::Running {
+            return Err(NodeError::Invalid(format!(
+                "container {} is not running: it is {}",
+                request.task, task.status.state
+            )));
+        }
+        let container = task.assignment.container;
+        let env = verbs::Environment(container.env.into_iter().chain(request.env).collect());
+        let command = CommandSpec { argv: request.command, env, dir: container.dir, tty: false };
+        let started =
+            self.inner.environment.helper.exec(request.task, command, Some([io.stdin, io.stdout, io.stderr])).await;
+        let (id, _) = started.map_err(verb_error)?;
+        let exit = self.inner.exec_exit(id).1;
+        let code = exit.recv().await.map_err(|_| NodeError::Failed("the helper process is gone".into()));
+        lock(&self.inner.execs).remove(&id);
+        code
     }
 
     /// Copies a root directory of this host into the image store.
     pub async fn import_image(&self, name: String, directory: PathBuf) -> Result<ImageInfo, NodeError> {
-        let _ = (name, directory);
-        todo!()
+        let image = ImageName::try_from(name.clone()).map_err(verb_error)?;
+        let summary = self.inner.environment.helper.import_image(image, &directory).await.map_err(verb_error)?;
+        Ok(ImageInfo { name, size_bytes: Some(summary.bytes), created_at: self.inner.settings.clock.unix().0 })
     }
 
     /// The images of this node.
     pub async fn images(&self) -> Result<Vec<ImageInfo>, NodeError> {
-        todo!()
+        let images = self.inner.environment.helper.list_images().await.map_err(verb_error)?;
+        Ok(images
+            .into_iter()
+            .map(|image| ImageInfo { name: image.name.into(), size_bytes: None, created_at: image.imported_at.0 })
+            .collect())
     }
 
     /// Removes an image.
     pub async fn remove_image(&self, name: String) -> Result<(), NodeError> {
-        let _ = name;
-        todo!()
+        let image = ImageName::try_from(name).map_err(verb_error)?;
+        self.inner.environment.helper.remove_image(image).await.map_err(verb_error)
+    }
+
+    /// Watches over a runtime: what must not end has ended, or the managers want a new life of this node.
+    pub(super) async fn watch(self, runtime: Arc<Runtime>) {
+        let Ok(end) = runtime.ended.recv().await else { return };
+        match end {
+            End::Stopped => {}
+            End::Broken(reason) => self.die(reason).await,
+            End::Removed => {
+                let _changing = self.inner.changing.lock().await;
+                tracing::warn!("leaving the swarm: this node was removed from it");
+                self.inner.runtime.store(None);
+                self.forget_after(&runtime).await;
+            }
+            End::Forked(fork) => {
+                self.die(format!("the swarm's state began a new life ({}): start the daemon again", fork.0)).await
+            }
+        }
+    }
+
+    /// The role that this daemon has now.
+    pub fn role(&self) -> Option<Role> {
+        self.swarm().role
+    }
+
+    pub(super) async fn die(&self, reason: String) {
+        let _ = self.inner.fatal.send(reason).await;
+    }
+
+    async fn route_helper_events(self, events: Receiver<HelperEvent>, alive: Sender<()>) {
+        while let Ok(event) = events.recv().await {
+            match event {
+                HelperEvent::TaskExited { task, code, error } => {
+                    if let Some(runtime) = self.inner.runtime.load_full() {
+                        let _ = runtime.exits.send(TaskExit { task, code, error }).await;
+                    }
+                }
+                HelperEvent::ExecExited { id, code, error } => {
+                    if !error.is_empty() {
+                        tracing::warn!(%error, "exec");
+                    }
+                    let _ = self.inner.exec_exit(id).0.try_send(code);
+                }
+                HelperEvent::Warning(text) => tracing::warn!("helper: {text}"),
+                HelperEvent::Gone => break,
+            }
+        }
+        lock(&self.inner.execs).clear();
+        drop(alive);
+        self.die("the helper process is gone, and the tasks with it".into()).await;
+    }
+}
+
+impl Inner {
+    /// Where the exit of an exec is told; whoever comes first makes it.
+    fn exec_exit(&self, id: ExecId) -> (Sender<i32>, Receiver<i32>) {
+        lock(&self.execs).entry(id).or_insert_with(|| bounded(1)).clone()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn verb_error(error: VerbError) -> NodeError {
+    match error.kind {
+        ErrorKind::UnknownImage | ErrorKind::UnknownTask => NodeError::NotFound(error.text),
+        ErrorKind::Malformed | ErrorKind::System => NodeError::Failed(error.text),
+        ErrorKind::Gone => NodeError::Unavailable(error.text),
+        _ => NodeError::Invalid(error.text),
     }
 }

@@ -3,3 +3,5 @@
 mod options;
 
 pub use options::{LogFormat, LogLevel, Offload, Options, OptionsError, PartialOptions};
+mod run;
+pub use run::run;

@@ -1,0 +1,321 @@
+//! Init, join and leave: how this node's membership begins and ends.
+
+use super::address;
+use super::membership::Membership;
+use super::model::{InitRequest, JoinTarget, NodeError};
+use super::node::Node;
+use super::runtime::Runtime;
+use super::session::within;
+use super::spawn::spawn;
+use crate::manager::{InitParams, Manager, ManagerError};
+use crate::tls::{self, Identity, NodeKey};
+use crate::types::{Availability, ClusterSpec, NodeAddresses, NodeId, Role};
+use crate::wire::control::{JoinRequest, Joined};
+use crate::wire::token::JoinToken;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use zeroize::Zeroizing;
+
+/// TCP port of the control protocol unless told otherwise.
+const CONTROL_PORT: u16 = 2377;
+/// How long `init` and `join` wait for the first push; it goes on in the background after that.
+const SETTLE_TIME: Duration = Duration::from_secs(20);
+/// How often they look.
+const SETTLE_POLL: Duration = Duration::from_millis(5);
+/// How long tasks may take to end at `leave`.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(15);
+/// How long the managers may take to hear that this node leaves.
+const GOODBYE_TIME: Duration = Duration::from_secs(5);
+
+/// This node's addresses, resolved.
+struct Addresses {
+    listen: SocketAddr,
+    node: NodeAddresses,
+}
+
+impl Node {
+    /// Takes up the membership that is on disk, if any. Errors name the file or address that is wrong.
+    pub async fn resume(&self) -> Result<(), NodeError> {
+        let _changing = self.inner.changing.lock().await;
+        let Some(membership) = self.inner.environment.store.load()? else { return Ok(()) };
+        let manager = match membership.role {
+            Role::Worker => None,
+            Role::Manager => {
+                let manager = Manager::open(&self.manager_dir()).await.map_err(manager_error)?;
+                manager.listen(membership.listen).await.map_err(manager_error)?;
+                Some(manager)
+            }
+        };
+        self.start(membership, manager)
+    }
+
+    /// Makes a swarm with this node as its manager.
+    pub async fn init(&self, request: InitRequest) -> Result<NodeId, NodeError> {
+        let _changing = self.inner.changing.lock().await;
+        self.require_no_swarm()?;
+        if request.force_new_cluster {
+            let text = "--force-new-cluster is not supported yet: a swarm has one manager, whose daemon can be restarted instead";
+            return Err(NodeError::Invalid(text.into()));
+        }
+        let data_port = self.inner.settings.data_path_port.unwrap_or(request.spec.data_path_port);
+        let advertise = match request.advertise_address.as_str() {
+            "" => SocketAddr::new(address::only_address()?, CONTROL_PORT),
+            text => address::parse(text, CONTROL_PORT)?,
+        };
+        let addresses = self.addresses(&request.listen_address, advertise, &request.data_path_address, data_port)?;
+        addresses.probe_ports(true)?;
+        let key = NodeKey::generate().map_err(failed)?;
+        let params = InitParams {
+            spec: ClusterSpec { data_path_port: data_port, ..request.spec },
+            hostname: self.inner.settings.hostname.clone(),
+            software: env!("CARGO_PKG_VERSION").into(),
+            addresses: addresses.node,
+            availability: request.availability,
+            csr: key.request().map_err(failed)?,
+        };
+        let (manager, joined) = Manager::create(&self.manager_dir(), params).await.map_err(manager_error)?;
+        let begun = self.begin_as_manager(&manager, &joined, &key, &addresses).await;
+        if let Err(error) = begun {
+            manager.stop().await;
+            self.forget()?;
+            return Err(error);
+        }
+        self.wait_until_settled().await;
+        Ok(joined.node)
+    }
+
+    async fn begin_as_manager(
+        &self,
+        manager: &Manager,
+        joined: &Joined,
+        key: &NodeKey,
+        addresses: &Addresses,
+    ) -> Result<(), NodeError> {
+        manager.listen(addresses.listen).await.map_err(manager_error)?;
+        let membership = Membership::new(joined, addresses.node, addresses.listen, vec![addresses.node.control]);
+        let identity = Identity::new(key, joined.chain.clone()).map_err(failed)?;
+        self.inner.environment.store.save_identity(&identity)?;
+        self.inner.environment.store.save(&membership)?;
+        self.start(membership, Some(manager.clone()))
+    }
+
+    /// Joins a swarm.
+    pub async fn join(&self, request: JoinTarget) -> Result<(), NodeError> {
+        let _changing = self.inner.changing.lock().await;
+        self.require_no_swarm()?;
+        let token: JoinToken = request.token.trim().parse().map_err(invalid)?;
+        let remotes =
+            request.remotes.iter().map(|text| address::parse(text, CONTROL_PORT)).collect::<Result<Vec<_>, _>>()?;
+        let Some(&first) = remotes.first() else {
+            return Err(NodeError::Invalid("the address of a manager is needed to join: IP:PORT".into()));
+        };
+        let advertise = match request.advertise_address.as_str() {
+            "" => SocketAddr::new(address::address_towards(first)?, CONTROL_PORT),
+            text => address::parse(text, CONTROL_PORT)?,
+        };
+        let data_port = self.inner.settings.data_path_port.unwrap_or(ClusterSpec::default().data_path_port);
+        let mut addresses =
+            self.addresses(&request.listen_address, advertise, &request.data_path_address, data_port)?;
+        // A taken port is told before the managers admit a node that could not run.
+        addresses.probe_ports(false)?;
+        let (joined, identity) = self.ask_to_join(&token, &remotes, addresses.node, request.availability).await?;
+        if self.inner.settings.data_path_port.is_none() {
+            addresses.node.data.set_port(joined.data_path_port);
+        }
+        let membership = Membership::new(&joined, addresses.node, addresses.listen, remotes);
+        let store = &self.inner.environment.store;
+        let begun = store
+            .save_identity(&identity)
+            .and_then(|()| store.save(&membership))
+            .and_then(|()| self.start(membership, None));
+        if let Err(error) = begun {
+            self.forget()?;
+            return Err(error);
+        }
+        self.wait_until_settled().await;
+        Ok(())
+    }
+
+    /// Asks one manager after the other; the first that answers decides.
+    async fn ask_to_join(
+        &self,
+        token: &JoinToken,
+        remotes: &[SocketAddr],
+        addresses: NodeAddresses,
+        availability: Availability,
+    ) -> Result<(Joined, Identity), NodeError> {
+        let key = NodeKey::generate().map_err(failed)?;
+        let mut reasons = Vec::new();
+        for &remote in remotes {
+            let request = JoinRequest {
+                secret: Zeroizing::default(),
+                csr: key.request().map_err(failed)?,
+                hostname: self.inner.settings.hostname.clone(),
+                software: env!("CARGO_PKG_VERSION").into(),
+                addresses,
+                availability,
+            };
+            match tls::join(remote, token, request).await {
+                Ok(joined) => {
+                    let identity = Identity::new(&key, joined.chain.clone()).map_err(failed)?;
+                    return Ok((joined, identity));
+                }
+                Err(error @ tls::ConnectError::Unreachable { .. }) => reasons.push(error.to_string()),
+                Err(error) => return Err(NodeError::Invalid(error.to_string())),
+            }
+        }
+        Err(NodeError::Unavailable(reasons.join("; ")))
+    }
+
+    /// Leaves the swarm: stops the tasks, forgets keys and state.
+    pub async fn leave(&self, force: bool) -> Result<(), NodeError> {
+        let _changing = self.inner.changing.lock().await;
+        let Some(runtime) = self.inner.runtime.load_full() else {
+            return Err(NodeError::Unavailable("This node is not part of a swarm".into()));
+        };
+        if runtime.manager.is_some() && !force {
+            let text = "You are attempting to leave the swarm on a node that is participating as a manager. Removing the last manager \
+                        erases all current state of the swarm. Use `--force` to ignore this message. ";
+            return Err(NodeError::Unavailable(text.into()));
+        }
+        self.inner.runtime.store(None);
+        if runtime.manager.is_none() {
+            self.say_goodbye(&runtime.membership).await;
+        }
+        self.forget_after(&runtime).await;
+        Ok(())
+    }
+
+    /// Stops a runtime and forgets its swarm.
+    pub(super) async fn forget_after(&self, runtime: &Runtime) {
+        runtime.stop(LEAVE_PATIENCE).await;
+        if let Err(error) = self.forget() {
+            tracing::error!(%error, "the swarm is left, but something of it remains on disk");
+        }
+    }
+
+    /// Tells the managers; without them the node leaves all the same, and they see it go down.
+    async fn say_goodbye(&self, membership: &Membership) {
+        let Ok(identity) = self.inner.environment.store.identity() else { return };
+        for &manager in &membership.managers {
+            if let Some(Ok(())) = within(GOODBYE_TIME, tls::leave(manager, &identity)).await {
+                return;
+            }
+        }
+        tracing::warn!("no manager could be told that this node leaves: it will be shown as down there");
+    }
+
+    fn require_no_swarm(&self) -> Result<(), NodeError> {
+        if self.inner.runtime.load().is_some() {
+            let text = "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one.";
+            return Err(NodeError::Unavailable(text.into()));
+        }
+        Ok(())
+    }
+
+    fn start(&self, membership: Membership, manager: Option<Manager>) -> Result<(), NodeError> {
+        let runtime = Arc::new(Runtime::start(&self.inner.environment, membership, manager)?);
+        self.inner.runtime.store(Some(runtime.clone()));
+        spawn("runtime watch", self.clone().watch(runtime));
+        Ok(())
+    }
+
+    fn manager_dir(&self) -> PathBuf {
+        self.inner.settings.state_dir.join("manager")
+    }
+
+    /// Leaves nothing of the swarm on disk.
+    fn forget(&self) -> Result<(), NodeError> {
+        self.inner.runtime.store(None);
+        self.inner.environment.store.erase()?;
+        match std::fs::remove_dir_all(self.manager_dir()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(NodeError::Failed(format!("cannot remove {}: {error}", self.manager_dir().display())))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn wait_until_settled(&self) {
+        let settled = async {
+            while !self.inner.runtime.load_full().is_none_or(|runtime| runtime.view.load().settled) {
+                smol::Timer::after(SETTLE_POLL).await;
+            }
+        };
+        if within(SETTLE_TIME, settled).await.is_none() {
+            tracing::warn!("no session with a manager yet: trying on");
+        }
+    }
+
+    fn addresses(
+        &self,
+        listen: &str,
+        advertise: SocketAddr,
+        data_path: &str,
+        data_port: u16,
+    ) -> Result<Addresses, NodeError> {
+        if advertise.is_ipv6() {
+            return Err(NodeError::Invalid(format!(
+                "cannot advertise {}: IPv6 between hosts is not supported yet",
+                advertise.ip()
+            )));
+        }
+        let data_ip = if data_path.is_empty() { advertise.ip() } else { address::parse(data_path, data_port)?.ip() };
+        for ip in [advertise.ip(), data_ip] {
+            if !address::is_local(ip) {
+                return Err(NodeError::Invalid(format!(
+                    "this host does not have the address {ip}: give one of its own addresses or interfaces"
+                )));
+            }
+        }
+        let listen = match listen {
+            "" => SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), CONTROL_PORT),
+            text => address::parse(text, CONTROL_PORT)?,
+        };
+        let node = NodeAddresses {
+            control: SocketAddr::new(
+                advertise.ip(),
+                if advertise.port() == CONTROL_PORT { listen.port() } else { advertise.port() },
+            ),
+            gossip: SocketAddr::new(advertise.ip(), self.inner.settings.gossip_port),
+            data: SocketAddr::new(data_ip, data_port),
+            behind_nat: false,
+        };
+        Ok(Addresses { listen, node })
+    }
+}
+
+impl Addresses {
+    /// Whether the ports are free: plain binds, released at once.
+    fn probe_ports(&self, manager: bool) -> Result<(), NodeError> {
+        let taken = |what: &str, address: SocketAddr, error: std::io::Error| {
+            NodeError::Failed(format!(
+                "cannot use {address}/{what}: {error}; is another daemon running? Stop it, or choose other ports"
+            ))
+        };
+        for address in [self.node.gossip, self.node.data] {
+            UdpSocket::bind(address).map_err(|error| taken("udp", address, error))?;
+        }
+        if manager {
+            TcpListener::bind(self.listen).map_err(|error| taken("tcp", self.listen, error))?;
+        }
+        Ok(())
+    }
+}
+
+fn invalid(error: impl std::fmt::Display) -> NodeError {
+    NodeError::Invalid(error.to_string())
+}
+
+fn failed(error: impl std::fmt::Display) -> NodeError {
+    NodeError::Failed(error.to_string())
+}
+
+fn manager_error(error: ManagerError) -> NodeError {
+    match error {
+        ManagerError::Refused(refusal) => invalid(refusal),
+        other => failed(other),
+    }
+}

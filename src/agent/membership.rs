@@ -1,0 +1,185 @@
+//! What makes this host a node of a swarm, on disk: `node/membership.json` (nothing secret) and `node/identity.pem`
+//! (key and certificates, mode 0600). Written whole, then renamed: a kill at any moment leaves the old or the new.
+
+use super::model::NodeError;
+use crate::tls::Identity;
+use crate::types::{ClusterId, Fork, NodeAddresses, NodeId, Role};
+use crate::wire::control::Joined;
+use serde::{Deserialize, Serialize};
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+/// Version of `membership.json`. A higher one is of a newer Formic.
+const FORMAT: u32 = 1;
+
+/// This host's place in a swarm.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Membership {
+    /// See [`FORMAT`].
+    pub(super) format: u32,
+    pub(super) node: NodeId,
+    pub(super) cluster: ClusterId,
+    /// The life of the swarm's state that its keys belong to.
+    pub(super) fork: Fork,
+    pub(super) role: Role,
+    pub(super) addresses: NodeAddresses,
+    /// Where a manager listens.
+    pub(super) listen: SocketAddr,
+    /// Managers known when this was written.
+    pub(super) managers: Vec<SocketAddr>,
+}
+
+impl Membership {
+    pub(super) fn new(
+        joined: &Joined,
+        addresses: NodeAddresses,
+        listen: SocketAddr,
+        managers: Vec<SocketAddr>,
+    ) -> Membership {
+        let Joined { node, cluster, fork, role, .. } = *joined;
+        Membership { format: FORMAT, node, cluster, fork, role, addresses, listen, managers }
+    }
+}
+
+/// The files.
+#[derive(Debug, Clone)]
+pub(super) struct MembershipStore {
+    directory: PathBuf,
+}
+
+impl MembershipStore {
+    pub(super) fn new(state_dir: &Path) -> MembershipStore {
+        MembershipStore { directory: state_dir.join("node") }
+    }
+
+    /// The stored membership; `None` when this host is in no swarm.
+    pub(super) fn load(&self) -> Result<Option<Membership>, NodeError> {
+        let path = self.directory.join("membership.json");
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(unreadable(&path, &error.to_string())),
+        };
+        #[derive(Deserialize)]
+        struct Head {
+            format: u32,
+        }
+        let head: Head = serde_json::from_slice(&text).map_err(|error| unreadable(&path, &error.to_string()))?;
+        if head.format > FORMAT {
+            return Err(NodeError::Failed(format!(
+                "{} was written by a newer Formic (format {}, this one knows {FORMAT}): install that version, or leave the swarm by removing the state directory",
+                path.display(),
+                head.format
+            )));
+        }
+        serde_json::from_slice(&text).map(Some).map_err(|error| unreadable(&path, &error.to_string()))
+    }
+
+    /// The node's key and certificates.
+    pub(super) fn identity(&self) -> Result<Identity, NodeError> {
+        Identity::load(&self.identity_path()).map_err(|error| NodeError::Failed(error.to_string()))
+    }
+
+    /// Stores the node's key and certificates.
+    pub(super) fn save_identity(&self, identity: &Identity) -> Result<(), NodeError> {
+        private_dir(&self.directory)
+            .map_err(|error| NodeError::Failed(format!("cannot make {}: {error}", self.directory.display())))?;
+        identity.save(&self.identity_path()).map_err(|error| NodeError::Failed(error.to_string()))
+    }
+
+    fn identity_path(&self) -> PathBuf {
+        self.directory.join("identity.pem")
+    }
+
+    pub(super) fn save(&self, membership: &Membership) -> Result<(), NodeError> {
+        let text = serde_json::to_vec_pretty(membership).map_err(|error| NodeError::Failed(error.to_string()))?;
+        self.write("membership.json", &text)
+    }
+
+    /// Leaves no trace of the swarm. The membership goes first: without it the rest means nothing.
+    pub(super) fn erase(&self) -> Result<(), NodeError> {
+        for name in ["membership.json", "identity.pem"] {
+            match std::fs::remove_file(self.directory.join(name)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(NodeError::Failed(format!(
+                        "cannot remove {}: {error}",
+                        self.directory.join(name).display()
+                    )));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, name: &str, content: &[u8]) -> Result<(), NodeError> {
+        let path = self.directory.join(name);
+        write_private(&path, content)
+            .map_err(|error| NodeError::Failed(format!("cannot write {}: {error}", path.display())))
+    }
+}
+
+/// Writes a file of mode 0600 whole or not at all.
+fn write_private(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    private_dir(directory)?;
+    let temporary = path.with_extension("new");
+    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    std::fs::File::open(directory)?.sync_all()
+}
+
+fn private_dir(directory: &Path) -> std::io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
+}
+
+fn unreadable(path: &Path, why: &str) -> NodeError {
+    NodeError::Failed(format!(
+        "cannot read {}: {why}; restore it, or remove the state directory and join again",
+        path.display()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store(name: &str) -> (MembershipStore, PathBuf) {
+        let directory = std::env::temp_dir().join(format!("formic-membership-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&directory);
+        (MembershipStore::new(&directory), directory)
+    }
+
+    #[test]
+    fn what_was_saved_is_loaded_and_erased() {
+        let (store, directory) = store("round");
+        assert!(store.load().unwrap().is_none());
+        let address = "127.0.0.1:1".parse().unwrap();
+        let addresses = NodeAddresses { control: address, gossip: address, data: address, behind_nat: false };
+        let (node, cluster) = (NodeId::from_random([1; 17]), ClusterId::from_random([2; 17]));
+        let joined = Joined { node, cluster, fork: Fork(1), role: Role::Worker, data_path_port: 4500, chain: vec![] };
+        store.save(&Membership::new(&joined, addresses, address, vec![address])).unwrap();
+        assert_eq!(store.load().unwrap().unwrap().node, node);
+        store.erase().unwrap();
+        assert!(store.load().unwrap().is_none());
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn unreadable_and_newer_files_are_named() {
+        let (store, directory) = store("bad");
+        std::fs::create_dir_all(directory.join("node")).unwrap();
+        for (content, expected) in
+            [("{\"format\": 99}", "newer Formic"), ("{\"form", "cannot read"), ("", "cannot read")]
+        {
+            std::fs::write(directory.join("node/membership.json"), content).unwrap();
+            let error = store.load().unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+}

@@ -1,0 +1,220 @@
+//! What the API asks of a node, and what it answers.
+
+use crate::types::{Availability, ClusterSpec, NetworkId, NodeId, Role, TaskAssignment, TaskId, TaskStatus};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+
+/// Why the node could not do what was asked. The texts are Docker's where Docker has one.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// What was asked is malformed or impossible (400).
+    #[error("{0}")]
+    Invalid(String),
+    /// No such task or image here (404).
+    #[error("{0}")]
+    NotFound(String),
+    /// The node is in the wrong state for it (503).
+    #[error("{0}")]
+    Unavailable(String),
+    /// Something failed (500).
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Where this node stands, in Docker's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SwarmState {
+    /// In no swarm.
+    Inactive,
+    /// In a swarm, no session yet.
+    Pending,
+    /// In a swarm.
+    Active,
+    /// In a swarm, and something is wrong: see the error.
+    Error,
+}
+
+/// This node's part in a swarm.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SwarmInfo {
+    /// Where it stands.
+    pub state: SwarmState,
+    /// Its id.
+    pub node: Option<NodeId>,
+    /// Its advertised address.
+    pub address: Option<IpAddr>,
+    /// Its role.
+    pub role: Option<Role>,
+    /// What is wrong; empty if nothing.
+    pub error: String,
+    /// The managers it knows.
+    pub managers: Vec<(NodeId, SocketAddr)>,
+}
+
+/// `swarm init`. Addresses as users type them: `IP`, `IP:PORT`, an interface's name; empty where not given.
+#[derive(Debug, Clone)]
+pub struct InitRequest {
+    /// Where to listen for the control protocol.
+    pub listen_address: String,
+    /// What other nodes are told.
+    pub advertise_address: String,
+    /// Where ESP is sent from, if elsewhere.
+    pub data_path_address: String,
+    /// Settings; `data_path_port` in it is this node's ESP port too.
+    pub spec: ClusterSpec,
+    /// Whether tasks may be placed here.
+    pub availability: Availability,
+    /// Drop the quorum and start over from this node's state.
+    pub force_new_cluster: bool,
+}
+
+/// `swarm join`.
+#[derive(Debug, Clone)]
+pub struct JoinTarget {
+    /// As in [`InitRequest`].
+    pub listen_address: String,
+    /// As in [`InitRequest`].
+    pub advertise_address: String,
+    /// As in [`InitRequest`].
+    pub data_path_address: String,
+    /// Managers to ask, `IP:PORT`.
+    pub remotes: Vec<String>,
+    /// `SWMTKN-1-...`.
+    pub token: String,
+    /// Whether tasks may be placed here.
+    pub availability: Availability,
+}
+
+/// A task on this node.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LocalTask {
+    /// As assigned.
+    pub assignment: TaskAssignment,
+    /// As it is.
+    pub status: TaskStatus,
+}
+
+/// An image on this node.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ImageInfo {
+    /// Normalised name (`my-image:latest`).
+    pub name: String,
+    /// Bytes of its files, as counted at the import.
+    pub size_bytes: Option<u64>,
+    /// When it was imported, unix seconds.
+    pub created_at: u64,
+}
+
+/// The standard streams of an exec.
+pub struct ExecIo {
+    /// Read by the process.
+    pub stdin: OwnedFd,
+    /// Written by the process.
+    pub stdout: OwnedFd,
+    /// Written by the process.
+    pub stderr: OwnedFd,
+}
+
+/// `exec` in a task of this node.
+#[derive(Debug, Clone)]
+pub struct ExecRequest {
+    /// The task.
+    pub task: TaskId,
+    /// Command and arguments; not empty.
+    pub command: Vec<String>,
+    /// `NAME=value`, beside the task's own.
+    pub env: Vec<String>,
+}
+
+/// What `formic status` shows. Ages are in milliseconds.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// Formic's version.
+    pub version: String,
+    /// This node.
+    pub swarm: SwarmInfo,
+    /// Host name.
+    pub hostname: String,
+    /// This boot.
+    pub boot: String,
+    /// Log index of this boot.
+    pub boot_index: Option<u64>,
+    /// Age of the last word of the managers; `None` without a session.
+    pub manager_heard_ms_ago: Option<u64>,
+    /// The nodes this one shares a network with, or knows by gossip.
+    pub peers: Vec<PeerStatus>,
+    /// Networks with a task here: id, name, transform, subnet.
+    pub networks: Vec<(NetworkId, String, String, String)>,
+    /// Security associations.
+    pub sas: Vec<SaStatus>,
+    /// Epochs this node holds, with their phase.
+    pub epochs: Vec<(u32, String)>,
+    /// Dropped packets by reason, only reasons that occurred; data plane, gossip (`gossip.` in front) and control
+    /// port (`control.` in front).
+    pub drops: BTreeMap<String, u64>,
+    /// Tasks here: id, name, state.
+    pub tasks: Vec<(TaskId, String, String)>,
+}
+
+impl Status {
+    /// Of a node that runs no membership.
+    pub(super) fn inactive(swarm: SwarmInfo, hostname: String) -> Status {
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            swarm,
+            hostname,
+            boot: String::new(),
+            boot_index: None,
+            manager_heard_ms_ago: None,
+            peers: Vec::new(),
+            networks: Vec::new(),
+            sas: Vec::new(),
+            epochs: Vec::new(),
+            drops: BTreeMap::new(),
+            tasks: Vec::new(),
+        }
+    }
+}
+
+/// One peer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// It.
+    pub node: NodeId,
+    /// Its data address.
+    pub address: SocketAddr,
+    /// What gossip thinks: `alive`, `suspect`, `dead`, `unknown`.
+    pub gossip: String,
+    /// Age of the last authenticated gossip datagram from it.
+    pub gossip_heard_ms_ago: Option<u64>,
+    /// Age of the last authenticated ESP packet from it.
+    pub esp_heard_ms_ago: Option<u64>,
+    /// Age of the last ESP packet to it.
+    pub esp_sent_ms_ago: Option<u64>,
+    /// What this says in words: `ok`, `idle`, or e.g. `one way: we send, nothing comes back (is UDP 4500 from 10.0.0.2 blocked?)`.
+    pub verdict: String,
+}
+
+/// One security association.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SaStatus {
+    /// `0x...`.
+    pub spi: String,
+    /// `in` or `out`.
+    pub direction: String,
+    /// The peer.
+    pub peer: NodeId,
+    /// The network.
+    pub network: NetworkId,
+    /// The epoch.
+    pub epoch: u32,
+    /// Whether it is used: for `out`, what the pair sends with; for `in`, whether it accepts.
+    pub active: bool,
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}

@@ -1,0 +1,196 @@
+//! Starts and stops what a node in a swarm runs: the manager (if it is one), the data plane, the session, the engine.
+
+use super::engine::{End, Engine, Inputs, Link, Request, TaskExit, View};
+use super::membership::{Membership, MembershipStore};
+use super::model::NodeError;
+use super::push::Collector;
+use super::session::{self, SessionConfig};
+use super::spawn::spawn;
+use super::tasks::TaskTable;
+use crate::dataplane::{Dataplane, DataplaneConfig};
+use crate::gossip::{Gossip, GossipConfig, Timing};
+use crate::helper::HelperClient;
+use crate::keys::{KeysConfig, NodeKeys};
+use crate::manager::Manager;
+use crate::sys;
+use crate::sys::clock::Clock;
+use crate::types::BootId;
+use arc_swap::ArcSwap;
+use smol::channel::{Receiver, Sender, bounded};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// Messages to the managers that wait for the session: 64 tasks' whole lives; when more wait, the session is cut
+/// and everything told anew.
+const OUTGOING_MESSAGES: usize = 4096;
+/// Events that wait for the engine.
+const WAITING_EVENTS: usize = 1024;
+/// Heartbeat until the managers say otherwise.
+const FIRST_HEARTBEAT_SECS: u32 = 5;
+/// The least that IPv4 hosts must take (RFC 791).
+const MIN_INNER_MTU_BYTES: u32 = 576;
+/// The underlay's MTU when its interface does not tell.
+const DEFAULT_UNDERLAY_MTU_BYTES: u32 = 1500;
+
+/// What does not change while the daemon runs.
+#[derive(Clone)]
+pub(super) struct Environment {
+    pub(super) clock: Clock,
+    pub(super) helper: HelperClient,
+    pub(super) hostname: String,
+    pub(super) store: MembershipStore,
+    pub(super) workers: u8,
+}
+
+/// A running membership.
+pub(super) struct Runtime {
+    pub(super) membership: Membership,
+    pub(super) manager: Option<Manager>,
+    pub(super) view: Arc<ArcSwap<View>>,
+    pub(super) requests: Sender<Request>,
+    pub(super) exits: Sender<TaskExit>,
+    /// Closed with the engine's end in it.
+    pub(super) ended: Receiver<End>,
+}
+
+impl Runtime {
+    /// Starts everything; on an error nothing is left running.
+    pub(super) fn start(
+        environment: &Environment,
+        membership: Membership,
+        manager: Option<Manager>,
+    ) -> Result<Runtime, NodeError> {
+        let clock = environment.clock;
+        let identity = environment.store.identity()?;
+        let gossip_socket = bind_gossip(membership.addresses.gossip)?;
+        let boot = BootId(sys::random::bytes());
+        let config = DataplaneConfig { bind: membership.addresses.data, boot, clock, workers: environment.workers };
+        let dataplane = Dataplane::start(config).map_err(|error| NodeError::Failed(error.to_string()))?;
+        let managers = Arc::new(Mutex::new(membership.managers.clone()));
+        let heartbeat_secs = Arc::new(AtomicU32::new(FIRST_HEARTBEAT_SECS));
+        let (outgoing, outgoing_receiver) = bounded(OUTGOING_MESSAGES);
+        let (reset, reset_receiver) = bounded(1);
+        let (session_events, session_receiver) = bounded(WAITING_EVENTS);
+        let session = SessionConfig {
+            membership: membership.clone(),
+            identity,
+            boot,
+            hostname: environment.hostname.clone(),
+            managers: managers.clone(),
+            heartbeat_secs: heartbeat_secs.clone(),
+            reset: reset_receiver,
+        };
+        let link = Link {
+            outgoing,
+            reset,
+            managers,
+            heartbeat_secs,
+            up: false,
+            boot_index: None,
+            heard_at: None,
+            collector: Collector::default(),
+        };
+        let (requests, request_receiver) = bounded(WAITING_EVENTS);
+        let (exits, exit_receiver) = bounded(WAITING_EVENTS);
+        let (outcomes, outcome_receiver) = bounded(WAITING_EVENTS);
+        let view = Arc::new(ArcSwap::from_pointee(View::default()));
+        let engine = Engine {
+            boot,
+            hostname: environment.hostname.clone(),
+            clock,
+            inner_mtu: inner_mtu(membership.addresses.data)?,
+            keys: NodeKeys::new(KeysConfig {
+                cluster: membership.cluster,
+                fork: membership.fork,
+                node: membership.node,
+                boot,
+            }),
+            gossip: Gossip::new(
+                GossipConfig {
+                    cluster: membership.cluster,
+                    fork: membership.fork,
+                    node: membership.node,
+                    boot,
+                    timing: Timing::default(),
+                },
+                clock.now(),
+                sys::random::bytes(),
+            ),
+            gossip_socket,
+            tasks: TaskTable::default(),
+            dataplane,
+            helper: environment.helper.clone(),
+            outcomes,
+            link,
+            swarm: None,
+            gone: BTreeSet::new(),
+            networks: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            commands: Vec::new(),
+            view: view.clone(),
+            names: Vec::new(),
+            error: String::new(),
+            settled: false,
+            stopping: false,
+            removed: false,
+            broken: None,
+            forked: None,
+            membership: membership.clone(),
+        };
+        let inputs = Inputs {
+            session: session_receiver,
+            requests: request_receiver,
+            exits: exit_receiver,
+            outcomes: outcome_receiver,
+        };
+        let (end, ended) = bounded(1);
+        spawn("session", session::run(session, outgoing_receiver, session_events));
+        spawn("engine", async move {
+            let _ = end.send(engine.run(inputs).await).await;
+        });
+        Ok(Runtime { membership, manager, view, requests, exits, ended })
+    }
+
+    /// Asks the engine to stop and waits until nothing of it is left, or the time is over.
+    pub(super) async fn stop(&self, patience: Duration) {
+        let _ = self.requests.send(Request::Stop).await;
+        if session::within(patience, self.ended.recv()).await.is_none() {
+            tracing::warn!("tasks did not end in {patience:?}: the helper kills them");
+        }
+        if let Some(manager) = &self.manager {
+            manager.stop().await;
+        }
+    }
+}
+
+fn bind_gossip(address: SocketAddr) -> Result<smol::Async<UdpSocket>, NodeError> {
+    UdpSocket::bind(address).and_then(smol::Async::new).map_err(|error| {
+        let hint = match error.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                "another process uses it: is a second daemon running? Choose another with --gossip-port"
+            }
+            std::io::ErrorKind::AddrNotAvailable => {
+                "this host does not have the address: specify one with --advertise-addr"
+            }
+            _ => "check the address",
+        };
+        NodeError::Failed(format!("cannot bind the gossip address {address}/udp: {error}; {hint}"))
+    })
+}
+
+/// The MTU of the devices inside tasks: the underlay's less what ESP in UDP adds.
+fn inner_mtu(data: SocketAddr) -> Result<u32, NodeError> {
+    let underlay = sys::interface::mtu_of_address(data.ip()).ok().flatten().unwrap_or(DEFAULT_UNDERLAY_MTU_BYTES);
+    let inner = crate::wire::esp::inner_mtu_bytes(underlay as usize, data.is_ipv6());
+    match u32::try_from(inner) {
+        Ok(inner) if inner >= MIN_INNER_MTU_BYTES => Ok(inner),
+        _ => Err(NodeError::Invalid(format!(
+            "the MTU of the interface with {} is {underlay}: too small for an overlay, at least {} is needed",
+            data.ip(),
+            MIN_INNER_MTU_BYTES + 100
+        ))),
+    }
+}

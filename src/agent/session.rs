@@ -1,0 +1,139 @@
+//! The session with a manager: connects, opens, keeps it alive, and starts over when it breaks.
+//!
+//! It only carries messages: what they mean is the engine's business.
+
+use super::membership::Membership;
+use crate::tls;
+use crate::tls::Session;
+use crate::types::BootId;
+use crate::wire::control::{FromAgent, SessionRequest, ToAgent};
+use smol::channel::{Receiver, Sender};
+use smol::future::FutureExt as _;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Pause after the first failed attempt; doubles up to [`MAX_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause between attempts: a returned manager is found within it.
+const MAX_PAUSE: Duration = Duration::from_secs(2);
+/// Heartbeats without any word of the manager after which the session counts as broken.
+const MISSED_HEARTBEATS: u32 = 3;
+
+/// What the engine hears.
+pub(super) enum SessionEvent {
+    /// The session is open.
+    Up {
+        /// Log index of this boot.
+        boot_index: u64,
+    },
+    /// It broke or could not be opened.
+    Down {
+        /// Why.
+        reason: String,
+    },
+    /// A message.
+    Message(ToAgent),
+}
+
+/// What a session needs to know.
+pub(super) struct SessionConfig {
+    pub(super) membership: Membership,
+    pub(super) identity: tls::Identity,
+    pub(super) boot: BootId,
+    pub(super) hostname: String,
+    pub(super) managers: Arc<std::sync::Mutex<Vec<SocketAddr>>>,
+    /// Seconds between heartbeats, as the managers last said.
+    pub(super) heartbeat_secs: Arc<std::sync::atomic::AtomicU32>,
+    /// The engine wants the session cut.
+    pub(super) reset: Receiver<()>,
+}
+
+/// Runs until the engine has gone.
+pub(super) async fn run(config: SessionConfig, outgoing: Receiver<FromAgent>, events: Sender<SessionEvent>) {
+    let mut pause = FIRST_PAUSE;
+    let mut attempt = 0;
+    while !events.is_closed() {
+        let managers = config.managers.lock().map(|managers| managers.clone()).unwrap_or_default();
+        let Some(&manager) = managers.get(attempt % managers.len().max(1)) else {
+            smol::Timer::after(MAX_PAUSE).await;
+            continue;
+        };
+        attempt += 1;
+        let (opened, reason) = one_session(&config, manager, &outgoing, &events).await;
+        if events.send(SessionEvent::Down { reason }).await.is_err() {
+            return;
+        }
+        pause = if opened { FIRST_PAUSE } else { (pause * 2).min(MAX_PAUSE) };
+        smol::Timer::after(pause).await;
+    }
+}
+
+/// One session from connect to break: whether it was open, and why it ended.
+async fn one_session(
+    config: &SessionConfig,
+    manager: SocketAddr,
+    outgoing: &Receiver<FromAgent>,
+    events: &Sender<SessionEvent>,
+) -> (bool, String) {
+    let request = SessionRequest {
+        boot: config.boot,
+        hostname: config.hostname.clone(),
+        software: env!("CARGO_PKG_VERSION").into(),
+        addresses: config.membership.addresses,
+    };
+    let Session { boot_index, mut reader, mut writer, .. } =
+        match tls::open_session(manager, &config.identity, request).await {
+            Ok(session) => session,
+            Err(error) => return (false, error.to_string()),
+        };
+    // What waits here is told anew once the engine knows of the new session.
+    while outgoing.try_recv().is_ok() {}
+    if events.send(SessionEvent::Up { boot_index }).await.is_err() {
+        return (true, String::new());
+    }
+    let heartbeat =
+        || Duration::from_secs(u64::from(config.heartbeat_secs.load(std::sync::atomic::Ordering::Relaxed).max(1)));
+    let receive = async {
+        loop {
+            match reader.read::<ToAgent>(heartbeat() * MISSED_HEARTBEATS).await {
+                Ok(message) => {
+                    if events.send(SessionEvent::Message(message)).await.is_err() {
+                        return String::new();
+                    }
+                }
+                Err(error) => return format!("manager {manager}: {error}"),
+            }
+        }
+    };
+    let send = async {
+        let mut due = Instant::now() + heartbeat();
+        loop {
+            let message = match within(due.saturating_duration_since(Instant::now()), outgoing.recv()).await {
+                Some(Ok(message)) => message,
+                Some(Err(_)) => return String::new(),
+                None => {
+                    due = Instant::now() + heartbeat();
+                    FromAgent::Heartbeat
+                }
+            };
+            if let Err(error) = writer.write(&message).await {
+                return format!("manager {manager}: {error}");
+            }
+        }
+    };
+    let reset = async {
+        let _ = config.reset.recv().await;
+        "cut to tell everything anew".to_string()
+    };
+    (true, receive.or(send).or(reset).await)
+}
+
+/// The result, or `None` after the time.
+pub(super) async fn within<T>(time: Duration, future: impl Future<Output = T>) -> Option<T> {
+    let timeout = async {
+        smol::Timer::after(time).await;
+        None
+    };
+    async { Some(future.await) }.or(timeout).await
+}
