@@ -88,9 +88,7 @@ pub(super) fn find_in<'a>(tasks: &'a [LocalTask], wanted: &str) -> Result<&'a Lo
     let mut prefixed = tasks.iter().filter(starts);
     match (prefixed.next(), prefixed.next()) {
         (Some(task), None) => Ok(task),
-        (Some(_), Some(_)) => {
-            Err(ApiError::bad_request(format!("Multiple IDs found with provided prefix: {wanted}")))
-        }
+        (Some(_), Some(_)) => Err(ApiError::bad_request(format!("Multiple IDs found with provided prefix: {wanted}"))),
         _ => Err(none()),
     }
 }

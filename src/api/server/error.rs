@@ -12,7 +12,8 @@ pub(super) const NOT_IN_SWARM: &str = "This node is not a swarm manager. Use \"d
 pub(super) const WORKER: &str = "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. Please run this command on a manager node or promote the current node to a manager.";
 
 /// `swarm init` or `join` in a swarm.
-pub(super) const ALREADY_IN_SWARM: &str = "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one.";
+pub(super) const ALREADY_IN_SWARM: &str =
+    "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one.";
 
 /// `swarm leave` outside.
 pub(super) const NOT_PART_OF_SWARM: &str = "This node is not part of a swarm";

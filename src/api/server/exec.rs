@@ -65,7 +65,8 @@ impl Registry {
         let mut guard = self.lock();
         let (next, execs) = &mut *guard;
         if execs.len() >= MAX_EXECS {
-            let idle = execs.iter().find(|(_, (_, exec))| !exec.started || exec.exit_code.is_some()).map(|(key, _)| *key);
+            let idle =
+                execs.iter().find(|(_, (_, exec))| !exec.started || exec.exit_code.is_some()).map(|(key, _)| *key);
             let Some(key) = idle else {
                 return Err(ApiError::unavailable(format!("{MAX_EXECS} commands are running already")));
             };
@@ -112,7 +113,9 @@ fn check(command: &api::ExecCreate) -> Result<(), ApiError> {
     }
     let bytes: usize = parts.map(|part| part.len() + 1).sum();
     if bytes > MAX_EXEC_BYTES {
-        return Err(ApiError::bad_request(format!("command and environment have {bytes} bytes, more than {MAX_EXEC_BYTES}")));
+        return Err(ApiError::bad_request(format!(
+            "command and environment have {bytes} bytes, more than {MAX_EXEC_BYTES}"
+        )));
     }
     Ok(())
 }
@@ -147,7 +150,9 @@ pub(super) fn start(
 ) -> Result<respond::Response, ApiError> {
     let wanted: api::ExecStart = request.json(&schema::EXEC_START)?;
     if !wanted.detach && upgrade.is_none() {
-        return Err(ApiError::bad_request("the streams of an exec need a connection that is upgraded: send Upgrade: tcp"));
+        return Err(ApiError::bad_request(
+            "the streams of an exec need a connection that is upgraded: send Upgrade: tcp",
+        ));
     }
     let exec = context.execs.with(id, |exec| {
         if exec.started {
@@ -246,11 +251,8 @@ impl Run {
         let (stdout_read, stdout_write) = std::io::pipe()?;
         let (stderr_read, stderr_write) = std::io::pipe()?;
         let stdin = self.exec.wanted.attach_stdin.then(|| asynchronous(stdin_write.into())).transpose()?;
-        let streams = Streams {
-            stdin,
-            stdout: asynchronous(stdout_read.into())?,
-            stderr: asynchronous(stderr_read.into())?,
-        };
+        let streams =
+            Streams { stdin, stdout: asynchronous(stdout_read.into())?, stderr: asynchronous(stderr_read.into())? };
         let io = ExecIo { stdin: stdin_read.into(), stdout: stdout_write.into(), stderr: stderr_write.into() };
         Ok((streams, io))
     }

@@ -64,9 +64,9 @@ impl Filters {
 
 fn values_of(values: Value) -> Option<Vec<String>> {
     match values {
-        Value::Object(members) => {
-            Some(members.into_iter().filter(|(_, wanted)| wanted == &Value::Bool(true)).map(|(value, _)| value).collect())
-        }
+        Value::Object(members) => Some(
+            members.into_iter().filter(|(_, wanted)| wanted == &Value::Bool(true)).map(|(value, _)| value).collect(),
+        ),
         Value::Array(values) => values.into_iter().map(|value| value.as_str().map(str::to_owned)).collect(),
         _ => None,
     }

@@ -45,7 +45,8 @@ pub(super) fn operating_system() -> String {
 /// Bytes of memory.
 pub(super) fn memory_bytes() -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kibibytes = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok());
+    let kibibytes =
+        text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok());
     kibibytes.unwrap_or(0u64).saturating_mul(1024)
 }
 

@@ -45,7 +45,11 @@ fn find<T>(kind: &Kind, wanted: &str, items: impl Iterator<Item = (T, String, St
 /// A network of the state.
 pub(super) fn network<'a>(state: &'a State, wanted: &str) -> Result<&'a Network, ApiError> {
     let kind = Kind { word: "network", says_how: true };
-    find(&kind, wanted, state.networks.values().map(|network| (network, network.id.to_string(), network.spec.name.clone())))
+    find(
+        &kind,
+        wanted,
+        state.networks.values().map(|network| (network, network.id.to_string(), network.spec.name.clone())),
+    )
 }
 
 /// A network among ids and names.

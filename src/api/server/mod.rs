@@ -141,10 +141,7 @@ async fn accept(
     }
 }
 
-async fn answer(
-    context: Arc<Context>,
-    request: hyper::Request<Incoming>,
-) -> Result<respond::Response, Infallible> {
+async fn answer(context: Arc<Context>, request: hyper::Request<Incoming>) -> Result<respond::Response, Infallible> {
     let result = handle(&context, request).await;
     let mut response = result.unwrap_or_else(|error| respond::error(&error));
     respond::add_headers(response.headers_mut(), &context.backend.swarm());
@@ -226,11 +223,7 @@ async fn route(
     }
 }
 
-async fn route_formic(
-    backend: &dyn Backend,
-    request: &Request,
-    path: &[&str],
-) -> Result<respond::Response, ApiError> {
+async fn route_formic(backend: &dyn Backend, request: &Request, path: &[&str]) -> Result<respond::Response, ApiError> {
     match (request.method.as_str(), path) {
         ("GET", ["status"]) => formic::status(backend).await,
         ("GET", ["keys"]) => formic::keys(backend),

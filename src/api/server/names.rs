@@ -103,8 +103,22 @@ const MOODS: [&str; 16] = [
 ];
 
 const ANTS: [&str; 16] = [
-    "carpenter", "carrier", "digger", "forager", "gardener", "gatherer", "guard", "harvester", "herder", "mason",
-    "nurse", "pathfinder", "scout", "soldier", "weaver", "worker",
+    "carpenter",
+    "carrier",
+    "digger",
+    "forager",
+    "gardener",
+    "gatherer",
+    "guard",
+    "harvester",
+    "herder",
+    "mason",
+    "nurse",
+    "pathfinder",
+    "scout",
+    "soldier",
+    "weaver",
+    "worker",
 ];
 
 /// A name for a service that was given none: the first of a random walk that is free.

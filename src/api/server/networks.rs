@@ -6,7 +6,9 @@ use super::filters::Filters;
 use super::request::Request;
 use super::{lookup, manager_state, names, random, respond, schema, time};
 use crate::agent::LocalTask;
-use crate::api::types::{Ipam, IpamConfig, NetworkConnect, NetworkContainer, NetworkCreate, NetworkCreated, NetworkResource};
+use crate::api::types::{
+    Ipam, IpamConfig, NetworkConnect, NetworkContainer, NetworkCreate, NetworkCreated, NetworkResource,
+};
 use crate::cluster::{Command, Network, State};
 use crate::types::{NetworkId, NetworkSpec};
 use hyper::StatusCode;
@@ -41,7 +43,8 @@ pub(super) async fn create(backend: &dyn Backend, request: &Request) -> Result<r
 pub(super) fn spec_from(wanted: NetworkCreate) -> Result<NetworkSpec, ApiError> {
     names::check_network(&wanted.name)?;
     if !matches!(wanted.driver.as_str(), OVERLAY) {
-        let text = format!("unsupported driver {:?}: Formic has overlay networks only, use --driver overlay", wanted.driver);
+        let text =
+            format!("unsupported driver {:?}: Formic has overlay networks only, use --driver overlay", wanted.driver);
         return Err(ApiError::bad_request(text));
     }
     let encrypted = read_options(&wanted.options)?;
@@ -53,10 +56,14 @@ fn read_options(options: &BTreeMap<String, String>) -> Result<bool, ApiError> {
     let mut encrypted = false;
     for (name, value) in options {
         if name != ENCRYPTED {
-            return Err(ApiError::bad_request(format!("unsupported option {name}: Formic knows the option {ENCRYPTED} only")));
+            return Err(ApiError::bad_request(format!(
+                "unsupported option {name}: Formic knows the option {ENCRYPTED} only"
+            )));
         }
         encrypted = names::parse_switch(value).ok_or_else(|| {
-            ApiError::bad_request(format!("invalid value {value:?} of option {ENCRYPTED}: it must be true or false (empty is true)"))
+            ApiError::bad_request(format!(
+                "invalid value {value:?} of option {ENCRYPTED}: it must be true or false (empty is true)"
+            ))
         })?;
     }
     Ok(encrypted)
@@ -119,7 +126,10 @@ fn filtered<'a>(state: &'a State, filters: &Filters) -> Result<Vec<&'a Network>,
     let dangling = filters.flag("dangling")?;
     let used = |network: &Network| {
         state.services.values().any(|service| service.spec.networks.iter().any(|(id, _)| *id == network.id))
-            || state.tasks.values().any(|task| task.attachments.iter().any(|attachment| attachment.network == network.id))
+            || state
+                .tasks
+                .values()
+                .any(|task| task.attachments.iter().any(|attachment| attachment.network == network.id))
     };
     let fits = |network: &&Network| {
         filters.any("id", |id| network.id.to_string().starts_with(id))

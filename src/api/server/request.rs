@@ -81,7 +81,9 @@ pub(super) fn from_value<T: DeserializeOwned>(value: Value) -> Result<T, ApiErro
 
 fn parse_version(part: &str) -> Option<ApiVersion> {
     let (major, minor) = part.strip_prefix('v')?.split_once('.')?;
-    let digits = |text: &str| (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())).then(|| text.parse().ok()).flatten();
+    let digits = |text: &str| {
+        (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())).then(|| text.parse().ok()).flatten()
+    };
     Some(ApiVersion { major: digits(major)?, minor: digits(minor)? })
 }
 

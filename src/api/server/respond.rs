@@ -46,7 +46,8 @@ pub(super) fn error(error: &ApiError) -> Response {
 
 /// 101: the connection carries a raw stream from here on.
 pub(super) fn upgraded() -> Response {
-    let mut response = with_body(StatusCode::SWITCHING_PROTOCOLS, "application/vnd.docker.multiplexed-stream", Bytes::new());
+    let mut response =
+        with_body(StatusCode::SWITCHING_PROTOCOLS, "application/vnd.docker.multiplexed-stream", Bytes::new());
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     response.headers_mut().insert(UPGRADE, HeaderValue::from_static("tcp"));
     response

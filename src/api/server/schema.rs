@@ -29,7 +29,10 @@ pub(super) const SERVICE: Shape = Object(&[
     ("UpdateConfig", UPDATE_CONFIG),
     ("RollbackConfig", UPDATE_CONFIG),
     ("Networks", NETWORK_ATTACHMENTS),
-    ("EndpointSpec", Object(&[("Mode", Words(&["vip"], "there are no names of services to answer with addresses yet"))])),
+    (
+        "EndpointSpec",
+        Object(&[("Mode", Words(&["vip"], "there are no names of services to answer with addresses yet"))]),
+    ),
 ]);
 
 const TASK_TEMPLATE: Shape = Object(&[
@@ -50,10 +53,8 @@ const CONTAINER: Shape = Object(&[
     ("Isolation", Words(&["default"], ONLY_DEFAULT)),
 ]);
 
-const RESTART_POLICY: Shape = Object(&[
-    ("Condition", Words(&["any"], "a task that ends is always replaced")),
-    ("Delay", Number(5_000_000_000)),
-]);
+const RESTART_POLICY: Shape =
+    Object(&[("Condition", Words(&["any"], "a task that ends is always replaced")), ("Delay", Number(5_000_000_000))]);
 
 const UPDATE_CONFIG: Shape = Object(&[
     ("Parallelism", Number(1)),

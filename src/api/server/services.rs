@@ -33,11 +33,7 @@ pub(super) async fn create(backend: &dyn Backend, request: &Request) -> Result<r
 }
 
 /// What a request for a service means, with everything filled in. Pure.
-pub(super) fn spec_from(
-    mut wanted: api::ServiceSpec,
-    state: &State,
-    random: [u8; 2],
-) -> Result<ServiceSpec, ApiError> {
+pub(super) fn spec_from(mut wanted: api::ServiceSpec, state: &State, random: [u8; 2]) -> Result<ServiceSpec, ApiError> {
     let taken = |name: &str| state.services.values().any(|service| service.spec.name == name);
     if wanted.name.is_empty() {
         wanted.name = names::invent(random, taken);
@@ -59,7 +55,9 @@ pub(super) fn spec_from(
 
 fn fill_replicas(mode: &mut api::ServiceMode) -> Result<u64, ApiError> {
     if mode.global.is_some() {
-        return Err(ApiError::bad_request("unsupported service mode global: Formic has replicated services only (--replicas N)"));
+        return Err(ApiError::bad_request(
+            "unsupported service mode global: Formic has replicated services only (--replicas N)",
+        ));
     }
     let replicated = mode.replicated.get_or_insert_default();
     let replicas = *replicated.replicas.get_or_insert(1);
@@ -101,16 +99,15 @@ fn container_from(wanted: &mut api::ContainerSpec) -> Result<ContainerSpec, ApiE
 /// Each entry must be `NAME=value`.
 pub(super) fn check_environment(env: &[String]) -> Result<(), ApiError> {
     match env.iter().find(|entry| !matches!(entry.find('='), Some(1..))) {
-        Some(entry) => Err(ApiError::bad_request(format!("invalid environment variable {entry:?}: it must be NAME=value"))),
+        Some(entry) => {
+            Err(ApiError::bad_request(format!("invalid environment variable {entry:?}: it must be NAME=value")))
+        }
         None => Ok(()),
     }
 }
 
 /// The networks of the task template, or those of the service (Docker's deprecated place), by their ids.
-fn networks_from(
-    wanted: &mut api::ServiceSpec,
-    state: &State,
-) -> Result<Vec<(NetworkId, Vec<String>)>, ApiError> {
+fn networks_from(wanted: &mut api::ServiceSpec, state: &State) -> Result<Vec<(NetworkId, Vec<String>)>, ApiError> {
     let outer = std::mem::take(&mut wanted.networks);
     let configs = &mut wanted.task_template.networks;
     if configs.is_empty() {
@@ -178,7 +175,8 @@ pub(super) async fn remove(backend: &dyn Backend, wanted: &str) -> Result<respon
 
 /// A service as `service inspect` shows it.
 pub(super) fn describe(service: &Service) -> api::Service {
-    let spec: api::ServiceSpec = serde_json::from_str(&service.spec.api_spec).unwrap_or_else(|_| rebuild(&service.spec));
+    let spec: api::ServiceSpec =
+        serde_json::from_str(&service.spec.api_spec).unwrap_or_else(|_| rebuild(&service.spec));
     api::Service {
         id: service.id.to_string(),
         version: api::ObjectVersion { index: service.version },
@@ -192,10 +190,10 @@ pub(super) fn describe(service: &Service) -> api::Service {
 
 /// The specification of a service whose text as received is not there.
 fn rebuild(spec: &ServiceSpec) -> api::ServiceSpec {
-    let networks = spec.networks.iter().map(|(id, aliases)| api::NetworkAttachmentConfig {
-        target: id.to_string(),
-        aliases: aliases.clone(),
-    });
+    let networks = spec
+        .networks
+        .iter()
+        .map(|(id, aliases)| api::NetworkAttachmentConfig { target: id.to_string(), aliases: aliases.clone() });
     api::ServiceSpec {
         name: spec.name.clone(),
         labels: spec.labels.clone(),

@@ -43,7 +43,9 @@ pub(super) async fn init(backend: &dyn Backend, request: &Request) -> Result<res
 /// What `swarm init` means. Pure.
 pub(super) fn init_from(wanted: api::SwarmInit) -> Result<InitRequest, ApiError> {
     if wanted.force_new_cluster {
-        return Err(ApiError::bad_request("unsupported field ForceNewCluster (--force-new-cluster): there is one manager, nothing to force"));
+        return Err(ApiError::bad_request(
+            "unsupported field ForceNewCluster (--force-new-cluster): there is one manager, nothing to force",
+        ));
     }
     let mut spec = ClusterSpec::default();
     apply_settings(&mut spec, &wanted.spec)?;
@@ -51,7 +53,10 @@ pub(super) fn init_from(wanted: api::SwarmInit) -> Result<InitRequest, ApiError>
     spec.subnet_prefix = read_prefix(wanted.subnet_size, spec.subnet_prefix, spec.address_pool)?;
     if wanted.data_path_port != 0 {
         spec.data_path_port = u16::try_from(wanted.data_path_port).map_err(|_| {
-            ApiError::bad_request(format!("invalid data path port {}: it must be between 1 and 65535", wanted.data_path_port))
+            ApiError::bad_request(format!(
+                "invalid data path port {}: it must be between 1 and 65535",
+                wanted.data_path_port
+            ))
         })?;
     }
     Ok(InitRequest {
@@ -127,7 +132,9 @@ pub(super) async fn join(backend: &dyn Backend, request: &Request) -> Result<res
         return Err(ApiError::bad_request("at least 1 remote address is required to join"));
     }
     if wanted.join_token.is_empty() {
-        return Err(ApiError::bad_request("a join token is required to join: `swarm join-token worker` on a manager shows it"));
+        return Err(ApiError::bad_request(
+            "a join token is required to join: `swarm join-token worker` on a manager shows it",
+        ));
     }
     let target = JoinTarget {
         listen_address: wanted.listen_addr,
@@ -186,7 +193,9 @@ pub(super) async fn update(backend: &dyn Backend, request: &Request) -> Result<r
     let state = manager_state(backend)?;
     for parameter in ["rotateWorkerToken", "rotateManagerToken", "rotateManagerUnlockKey"] {
         if request.flag(parameter) {
-            return Err(ApiError::bad_request(format!("unsupported parameter {parameter}: join tokens cannot be changed yet")));
+            return Err(ApiError::bad_request(format!(
+                "unsupported parameter {parameter}: join tokens cannot be changed yet"
+            )));
         }
     }
     let version = request.version()?;
@@ -208,7 +217,10 @@ fn refuse_other_changes<'a>(wanted: &'a Value, current: &Value, path: &mut Vec<&
         return Ok(());
     }
     let Value::Object(members) = wanted else {
-        return Err(ApiError::bad_request(format!("unsupported change of {}: it cannot be changed yet", path.join("."))));
+        return Err(ApiError::bad_request(format!(
+            "unsupported change of {}: it cannot be changed yet",
+            path.join(".")
+        )));
     };
     members.iter().try_for_each(|(name, member)| {
         path.push(name);

@@ -3,7 +3,9 @@
 use super::backend::Backend;
 use super::{error::ApiError, host, respond, swarm, time};
 use crate::agent::{LocalTask, SwarmInfo};
-use crate::api::types::{API_VERSION, Component, Info, MIN_API_VERSION, Peer, PlatformName, Plugins, SwarmStatus, Version};
+use crate::api::types::{
+    API_VERSION, Component, Info, MIN_API_VERSION, Peer, PlatformName, Plugins, SwarmStatus, Version,
+};
 use crate::cluster::State;
 use crate::types::{Role, TaskState};
 use std::collections::BTreeMap;
@@ -71,7 +73,8 @@ fn describe(tasks: &[LocalTask], swarm: SwarmStatus) -> Info {
 
 /// The `Swarm` part of `info`.
 pub(super) fn swarm_status(info: &SwarmInfo, state: Option<&State>) -> SwarmStatus {
-    let managers = info.managers.iter().map(|(node, address)| Peer { node_id: node.to_string(), addr: address.to_string() });
+    let managers =
+        info.managers.iter().map(|(node, address)| Peer { node_id: node.to_string(), addr: address.to_string() });
     let count = |role| state.map_or(0, |state| state.nodes.values().filter(|node| node.role == role).count() as u64);
     SwarmStatus {
         node_id: info.node.map(|node| node.to_string()).unwrap_or_default(),

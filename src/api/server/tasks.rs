@@ -25,7 +25,8 @@ pub(super) fn inspect(backend: &dyn Backend, wanted: &str) -> Result<respond::Re
 }
 
 pub(super) fn filtered<'a>(state: &'a State, filters: &Filters) -> Result<Vec<&'a Task>, ApiError> {
-    let services: Vec<ServiceId> = filters.values("service").iter().filter_map(|wanted| service_id(state, wanted)).collect();
+    let services: Vec<ServiceId> =
+        filters.values("service").iter().filter_map(|wanted| service_id(state, wanted)).collect();
     let nodes: Vec<NodeId> =
         filters.values("node").iter().filter_map(|wanted| Some(lookup::node(state, wanted).ok()?.id)).collect();
     for wanted in filters.values("desired-state") {
@@ -51,7 +52,8 @@ fn service_id(state: &State, wanted: &str) -> Option<ServiceId> {
 }
 
 fn task_name(state: &State, task: &Task) -> String {
-    let service = state.services.get(&task.service).map_or_else(|| task.service.to_string(), |service| service.spec.name.clone());
+    let service =
+        state.services.get(&task.service).map_or_else(|| task.service.to_string(), |service| service.spec.name.clone());
     format!("{service}.{}", task.slot)
 }
 
@@ -76,7 +78,11 @@ pub(super) fn describe(state: &State, task: &Task) -> api::Task {
         node_id: task.node.map(|node| node.to_string()).unwrap_or_default(),
         status: status(task),
         desired_state: task.desired.to_string(),
-        networks_attachments: task.attachments.iter().map(|attachment| describe_attachment(state, attachment)).collect(),
+        networks_attachments: task
+            .attachments
+            .iter()
+            .map(|attachment| describe_attachment(state, attachment))
+            .collect(),
         ..api::Task::default()
     }
 }
