@@ -20,8 +20,8 @@ use std::collections::BTreeMap;
 pub const PLAN_COMMANDS: usize = 512;
 /// Seconds between the end of a task and its replacement, as Docker's.
 const RESTART_DELAY_SECS: u64 = 5;
-/// Doublings of the delay at most, one for each rejected task of the slot in a row: up to 160 s.
-const REJECTED_DOUBLINGS: usize = 5;
+/// Doublings of the delay at most, one for each rejected task of the slot in a row (the history holds no more): 80 s.
+const REJECTED_DOUBLINGS: usize = TASK_HISTORY - 1;
 /// Rejected tasks of a service after which a node comes last: perhaps another one has the image.
 const REJECTIONS_UNTIL_AVOIDED: usize = 3;
 
@@ -84,18 +84,15 @@ impl<'a> Planner<'a> {
         let live = tasks.iter().find(|task| task.is_live());
         let stays = live.filter(|task| task.node.is_none_or(|node| self.state.can_stay(node)));
         self.forget_history(&tasks, stays.map(|task| task.id));
-        match live {
-            Some(task) if stays.is_some() => {
-                if task.node.is_none() {
-                    self.place(service, task.id, Some(task));
-                }
-            }
-            Some(task) => {
+        match (live, stays) {
+            (_, Some(task)) if task.node.is_none() => self.place(service, task.id, Some(task)),
+            (_, Some(_)) => {}
+            (Some(task), None) => {
                 self.commands.push(Command::ShutDownTask { id: task.id, remove: false });
                 self.create(service, slot);
             }
-            None if self.restart_is_due(&tasks) => self.create(service, slot),
-            None => {}
+            (None, None) if self.restart_is_due(&tasks) => self.create(service, slot),
+            (None, None) => {}
         }
     }
 
