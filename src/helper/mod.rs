@@ -20,6 +20,7 @@
 //! the verb is answered); the state directory belongs to one helper at a time (a lock); nothing secret in argv.
 
 mod client;
+mod copy;
 mod server;
 pub mod shim;
 pub mod verbs;

@@ -55,11 +55,14 @@ pub fn die_with_parent() -> io::Result<()> {
 /// All signals at their default and none blocked: what a program expects from whoever executes it. Rust's
 /// runtime ignores SIGPIPE, the helper blocks most.
 pub fn reset_signals() -> io::Result<()> {
+    // A `struct sigaction` of zeros is SIG_DFL; it has at most 32 bytes. The call is made directly, since libc keeps
+    // two signals to itself that someone may have ignored for us.
+    let default = [0u64; 8];
+    let old = std::ptr::null_mut::<u64>();
     for number in 1..=64 {
-        if number != libc::SIGKILL && number != libc::SIGSTOP {
-            // SAFETY: SIG_DFL installs no handler. Numbers that libc reserves answer an error, which is fine.
-            unsafe { libc::signal(number, libc::SIG_DFL) };
-        }
+        // SAFETY: the structure outlives the call, and SIG_DFL installs no handler. SIGKILL and SIGSTOP answer
+        // an error, which is fine.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, number, default.as_ptr(), old, size_of::<u64>()) };
     }
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
     Ok(())
@@ -114,6 +117,14 @@ pub fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
     let flags = check(unsafe { libc::fcntl(raw, libc::F_GETFL) })?;
     // SAFETY: as above.
     check(unsafe { libc::fcntl(raw, libc::F_SETFL, flags | libc::O_NONBLOCK) }).map(drop)
+}
+
+/// Whether the other end of a pipe or socket is closed. Does not wait.
+pub fn is_hung_up(fd: impl AsFd) -> io::Result<bool> {
+    let mut entry = libc::pollfd { fd: fd.as_fd().as_raw_fd(), events: 0, revents: 0 };
+    // SAFETY: one `pollfd` that outlives the call.
+    check(unsafe { libc::poll(&mut entry, 1, 0) })?;
+    Ok(entry.revents & (libc::POLLHUP | libc::POLLERR) != 0)
 }
 
 /// Replaces 0, 1 and 2 (and further numbers) of this process by the given descriptors, in order, not closed at

@@ -103,6 +103,11 @@ impl SeqPacket {
         Ok(shutdown(self.0.as_raw_fd(), Shutdown::Write)?)
     }
 
+    /// Whether the other end is closed, even if messages of it still wait here.
+    pub fn is_peer_closed(&self) -> io::Result<bool> {
+        super::process::is_hung_up(self)
+    }
+
     /// Waits until a message (or the end) can be received.
     pub fn wait_readable(&self, timeout: Option<std::time::Duration>) -> io::Result<bool> {
         let mut entry = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
