@@ -168,9 +168,9 @@ impl Actor {
         let (mut entries, mut encoded, mut verdicts) = (Vec::new(), Vec::new(), Vec::new());
         for Proposal { command, verdict } in batch {
             let entry = Entry { at, command };
-            match postcard::to_stdvec(&entry) {
+            match encode(&entry) {
                 Ok(bytes) => {
-                    encoded.push(Zeroizing::new(bytes));
+                    encoded.push(bytes);
                     entries.push(entry);
                     verdicts.push(verdict);
                 }
@@ -207,4 +207,11 @@ impl Actor {
         }
         (results, effects)
     }
+}
+
+/// Into a buffer of the right size from the start: growing would leave unwiped copies of keys behind.
+fn encode(entry: &Entry) -> Result<Zeroizing<Vec<u8>>, postcard::Error> {
+    let mut bytes = Zeroizing::new(vec![0; postcard::experimental::serialized_size(entry)?]);
+    postcard::to_slice(entry, &mut bytes)?;
+    Ok(bytes)
 }

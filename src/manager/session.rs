@@ -8,7 +8,7 @@ use super::planner::{heartbeat, window};
 use super::push;
 use crate::cluster::{Command, Reply, State};
 use crate::tls::StreamError;
-use crate::types::{BootId, NodeId, TaskId, TaskStatus};
+use crate::types::{BootId, EpochPhase, NodeId, TaskId, TaskStatus};
 use crate::wire::control::{Answer, FromAgent, PAGE_ENTRIES, SessionRequest, ToAgent};
 use crate::wire::frame;
 use smol::channel::{Receiver, Sender, bounded};
@@ -177,7 +177,7 @@ pub(super) async fn serve(inner: Arc<Inner>, connection: Connection, request: Se
         }
     };
     claim.hear(true);
-    let session = Session { inner, node, boot, claim };
+    let session = Session { inner, node, boot, claim, told: Mutex::default() };
     session.run(connection, boot_index, ended).await;
 }
 
@@ -186,6 +186,8 @@ struct Session {
     node: NodeId,
     boot: BootId,
     claim: Claim,
+    /// What this session said last of each of the node's tasks that the state still has.
+    told: Mutex<BTreeMap<TaskId, TaskStatus>>,
 }
 
 impl Session {
@@ -260,15 +262,18 @@ impl Session {
         match message {
             FromAgent::Heartbeat => None,
             FromAgent::Public { epoch, public } => {
+                held(epoch)?;
                 let known = state.nodes.get(&node).and_then(|known| known.publics.get(&epoch));
                 (known != Some(&public)).then_some(Command::SetPublic { node, boot, epoch, public })
             }
             FromAgent::Ready { epoch } => {
-                let news = !held(epoch)?.ready.contains(&node);
+                let held = held(epoch)?;
+                let news = held.participants.contains(&node) && !held.ready.contains(&node);
                 news.then_some(Command::SetReady { node, epoch })
             }
             FromAgent::Sending { epoch } => {
-                let news = !held(epoch)?.sending.contains(&node);
+                let held = held(epoch)?;
+                let news = held.phase == EpochPhase::Current && !held.sending.contains(&node);
                 news.then_some(Command::SetSending { node, epoch })
             }
             FromAgent::RotateEarly => {
@@ -304,7 +309,11 @@ impl Session {
             }
             shorten(&mut status.message);
             shorten(&mut status.error);
-            if !says_the_same(&task.status, &status) {
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            let repeated = told.get(&id).is_some_and(|told| says_the_same(told, &status));
+            if !repeated && !task.gone && !says_the_same(&task.status, &status) {
+                told.retain(|id, _| state.tasks.contains_key(id));
+                told.insert(id, status.clone());
                 news.push((id, status));
             }
         }

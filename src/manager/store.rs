@@ -32,9 +32,9 @@ const FORMAT: u64 = 1;
 /// Bytes of memory for the pages of the store: it is read once, at start.
 const CACHE_BYTES: usize = 4 << 20;
 
-const STORE_FILE: &str = "store.redb";
+pub(super) const STORE_FILE: &str = "store.redb";
 const FRESH_FILE: &str = "store.redb.new";
-const KEY_FILE: &str = "at-rest.key";
+pub(super) const KEY_FILE: &str = "at-rest.key";
 const LOCK_FILE: &str = "lock";
 const KEY_MAGIC: &[u8] = b"formic at-rest 1";
 const RECORD_LABEL: &[u8] = b"formic at-rest record v1";
@@ -208,15 +208,20 @@ fn remove_if_there(path: &Path) -> Result<(), StoreError> {
 
 fn open_database(path: &Path) -> Result<Database, StoreError> {
     let damaged = |reason: String| StoreError::Damaged { path: path.to_owned(), reason };
-    Database::builder().set_cache_size(CACHE_BYTES).open(path).map_err(|error| match error {
-        redb::DatabaseError::DatabaseAlreadyOpen => StoreError::Busy(path.to_owned()),
-        redb::DatabaseError::Storage(redb::StorageError::Io(error))
-            if !matches!(error.kind(), std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof) =>
-        {
-            file_error(path, error)
-        }
-        other => damaged(other.to_string()),
-    })
+    Database::builder()
+        .set_cache_size(CACHE_BYTES)
+        // Without it a damaged file may panic.
+        .set_check_integrity_on_open(true)
+        .open(path)
+        .map_err(|error| match error {
+            redb::DatabaseError::DatabaseAlreadyOpen => StoreError::Busy(path.to_owned()),
+            redb::DatabaseError::Storage(redb::StorageError::Io(error))
+                if !matches!(error.kind(), std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof) =>
+            {
+                file_error(path, error)
+            }
+            other => damaged(other.to_string()),
+        })
 }
 
 fn check_format(database: &Database, path: &Path) -> Result<(), StoreError> {
@@ -339,4 +344,44 @@ fn seal(key: &Key32, kind: u8, index: u64, plain: &[u8]) -> Vec<u8> {
 fn open(key: &Key32, kind: u8, index: u64, record: &[u8]) -> Result<Zeroizing<Vec<u8>>, crypto::Unauthentic> {
     let (random, sealed) = record.split_first_chunk::<32>().ok_or(crypto::Unauthentic)?;
     crypto::open(&record_key(key, random), &[0; 12], &record_aad(kind, index), sealed)
+}
+
+/// What the tests of the store look at.
+#[cfg(test)]
+pub(super) mod testing {
+    use super::*;
+
+    /// The key in a key file that holds one.
+    pub(in super::super) fn bare_key(file: &[u8]) -> Vec<u8> {
+        file.strip_prefix(KEY_MAGIC).unwrap().to_vec()
+    }
+
+    /// All records in a copy of a store file that the present key file opens: the 32 random octets, and the content.
+    pub(in super::super) fn plain_records(directory: &Path, store: &[u8]) -> Vec<([u8; 32], Vec<u8>)> {
+        let copy = directory.join("copy");
+        std::fs::write(&copy, store).unwrap();
+        let database = open_database(&copy).unwrap();
+        let mut found = Vec::new();
+        for key in read_keys(directory).unwrap() {
+            let transaction = database.begin_read().unwrap();
+            for (table, kind) in [(LOG, b'L'), (SNAPSHOT, b'S')] {
+                for record in transaction.open_table(table).unwrap().iter().unwrap() {
+                    let (index, sealed) = record.unwrap();
+                    let random = *sealed.value().first_chunk().unwrap();
+                    let plain = super::open(&key, kind, index.value(), sealed.value()).unwrap();
+                    found.push((random, plain.to_vec()));
+                }
+            }
+        }
+        std::fs::remove_file(copy).unwrap();
+        found
+    }
+
+    /// Makes the store one of another format.
+    pub(in super::super) fn set_format(directory: &Path, format: u64) {
+        let database = open_database(&directory.join(STORE_FILE)).unwrap();
+        let transaction = database.begin_write().unwrap();
+        transaction.open_table(META).unwrap().insert("format", format).unwrap();
+        transaction.commit().unwrap();
+    }
 }

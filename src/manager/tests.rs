@@ -1,1 +1,0 @@
-//! The manager as its users see it.
