@@ -66,13 +66,14 @@ fn nonsense_in_a_join_request_is_refused() {
         let swarm = Swarm::new(quick()).await;
         let nodes = swarm.manager.state().nodes.len();
         let good = || join_request().1;
-        let mut requests = Vec::new();
-        requests.push(("host name", JoinRequest { hostname: "x".repeat(65), ..good() }));
-        requests.push(("host name", JoinRequest { hostname: "a\nb".to_owned(), ..good() }));
-        requests.push(("version", JoinRequest { software: "1".repeat(33), ..good() }));
-        requests.push(("certificate request", JoinRequest { csr: vec![0x30; 100], ..good() }));
         let nowhere = NodeAddresses { data: SocketAddr::from(([0, 0, 0, 0], 4500)), ..addresses() };
-        requests.push(("--advertise-addr", JoinRequest { addresses: nowhere, ..good() }));
+        let requests = [
+            ("host name", JoinRequest { hostname: "x".repeat(65), ..good() }),
+            ("host name", JoinRequest { hostname: "a\nb".to_owned(), ..good() }),
+            ("version", JoinRequest { software: "1".repeat(33), ..good() }),
+            ("certificate request", JoinRequest { csr: vec![0x30; 100], ..good() }),
+            ("--advertise-addr", JoinRequest { addresses: nowhere, ..good() }),
+        ];
         for (what, request) in requests {
             let refused = text(tls::join(swarm.control, &swarm.token(), request).await);
             assert!(refused.contains(what), "{refused}");
@@ -354,6 +355,12 @@ fn certificates_are_renewed_and_nodes_leave() {
         let key = NodeKey::generate().unwrap();
         let chain = tls::renew(swarm.control, &agent.identity, key.request().unwrap()).await.unwrap();
         let renewed = Identity::new(&key, chain).unwrap();
+        let file = swarm.scratch.path().join("node.pem");
+        agent.identity.save(&file).unwrap();
+        renewed.save(&file).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).unwrap().permissions());
+        assert_eq!(mode & 0o777, 0o600);
+        let renewed = Identity::load(&file).unwrap();
         assert_eq!((renewed.peer().node, renewed.peer().role), (agent.node, agent.identity.peer().role));
         assert_eq!(swarm.manager.state().nodes[&agent.node].certificate_expires, renewed.peer().expires);
         tls::leave(swarm.control, &renewed).await.unwrap();

@@ -72,7 +72,7 @@ struct Swarm {
     manager: Manager,
     control: SocketAddr,
     first: Identity,
-    _scratch: Scratch,
+    scratch: Scratch,
 }
 
 impl Swarm {
@@ -83,7 +83,7 @@ impl Swarm {
         let control = manager.listen(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         let first = Identity::new(&key, joined.chain).unwrap();
         assert_eq!(first.peer().node, manager.node());
-        Swarm { manager, control, first, _scratch: scratch }
+        Swarm { manager, control, first, scratch }
     }
 
     fn token(&self) -> JoinToken {
