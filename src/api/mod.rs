@@ -10,5 +10,6 @@
 
 pub mod client;
 pub mod server;
+pub(crate) mod time;
 pub mod types;
 mod upgrade;

@@ -27,15 +27,15 @@ pub(super) enum Shape {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unsupported {
     /// A whole field.
-    #[error("unsupported field {path}{}: Formic does not implement it; leave it out", option_of(path))]
+    #[error("unsupported field {path}{}: it is not supported yet, leave it out", option_of(path))]
     Field { path: String },
     /// A value of a field.
-    #[error("unsupported value {value} of {path}: {reason}")]
+    #[error("unsupported value {value} of {path}: it is not supported, {reason}")]
     Value { path: String, value: String, reason: &'static str },
 }
 
 /// Why a number or word other than the default is refused, where nothing more can be said.
-const ONLY_DEFAULT: &str = "Formic implements the default only";
+const ONLY_DEFAULT: &str = "only the default is";
 
 /// Bytes of a refused value that are repeated in the refusal: it is one line for people.
 const SHOWN_VALUE_BYTES: usize = 60;

@@ -27,7 +27,6 @@ mod socket;
 mod swarm;
 mod system;
 mod tasks;
-mod time;
 
 #[cfg(test)]
 mod tests;
@@ -35,6 +34,7 @@ mod tests;
 pub use socket::{ApiSocket, SocketError, bind};
 
 use crate::agent::{Node, SwarmState};
+use crate::api::time;
 use crate::cluster::State;
 use backend::Backend;
 use error::ApiError;

@@ -4,7 +4,7 @@
 
 use super::allow::Shape::{self, Any, List, Number, Object, True, Words};
 
-const ONLY_DEFAULT: &str = "Formic implements the default only";
+const ONLY_DEFAULT: &str = "only the default is";
 
 /// `POST /networks/create`.
 pub(super) const NETWORK_CREATE: Shape = Object(&[
@@ -13,7 +13,7 @@ pub(super) const NETWORK_CREATE: Shape = Object(&[
     ("Driver", Any),
     ("Scope", Words(&["swarm"], "an overlay network is known in the whole swarm")),
     ("EnableIPv4", True),
-    ("IPAM", Object(&[("Driver", Words(&["default"], "there is no other")), ("Config", List(&IPAM_CONFIG))])),
+    ("IPAM", Object(&[("Driver", Words(&["default"], "there is no other than default")), ("Config", List(&IPAM_CONFIG))])),
     ("Options", Any),
     ("Labels", Any),
 ]);
