@@ -274,7 +274,8 @@ mod tests {
 
     #[test]
     fn frames_are_taken_apart() {
-        let frames = [&[1, 0, 0, 0, 0, 0, 0, 3][..], b"out", &[2, 0, 0, 0, 0, 0, 0, 2], b"er", &[1, 0, 0, 0, 0, 0, 0, 0]];
+        let frames =
+            [&[1, 0, 0, 0, 0, 0, 0, 3][..], b"out", &[2, 0, 0, 0, 0, 0, 0, 2], b"er", &[1, 0, 0, 0, 0, 0, 0, 0]];
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         copy_frames(&*frames.concat(), &mut stdout, &mut stderr).unwrap();
         assert_eq!((&*stdout, &*stderr), (&b"out"[..], &b"er"[..]));
@@ -282,7 +283,12 @@ mod tests {
 
     #[test]
     fn broken_frames_are_errors() {
-        for frames in [&[1, 0, 0, 0][..], &[1, 0, 0, 0, 0, 0, 0, 3, b'x'], &[3, 0, 0, 0, 0, 0, 0, 0], &[1, 0, 0, 0, 0xff, 0, 0, 0]] {
+        for frames in [
+            &[1, 0, 0, 0][..],
+            &[1, 0, 0, 0, 0, 0, 0, 3, b'x'],
+            &[3, 0, 0, 0, 0, 0, 0, 0],
+            &[1, 0, 0, 0, 0xff, 0, 0, 0],
+        ] {
             assert!(copy_frames(frames, &mut Vec::new(), &mut Vec::new()).is_err(), "{frames:?}");
         }
     }

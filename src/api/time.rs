@@ -89,7 +89,9 @@ mod tests {
             assert_eq!(rfc3339(UnixTime(seconds)), text);
             assert_eq!(parse_rfc3339(text), Some(UnixTime(seconds)));
         }
-        for wrong in ["", "2024-13-01T00:00:00Z", "2024-01-01", "2024-01-01T00:00Z", "x-01-01T00:00:00Z", "0001-01-01T00:00:00Z"] {
+        for wrong in
+            ["", "2024-13-01T00:00:00Z", "2024-01-01", "2024-01-01T00:00Z", "x-01-01T00:00:00Z", "0001-01-01T00:00:00Z"]
+        {
             assert_eq!(parse_rfc3339(wrong), None, "{wrong}");
         }
     }

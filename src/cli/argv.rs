@@ -51,10 +51,9 @@ pub(super) fn normalise(root: &CommandInfoWithArgs, arguments: &[String]) -> Res
         if at_root && matches!(argument, "--version" | "-v") {
             return Ok(Normal::Version);
         }
-        let ended = normaliser.take(argument, &mut rest).map_err(|text| ArgumentError {
-            text,
-            verbs: normaliser.out.verbs.clone(),
-        })?;
+        let ended = normaliser
+            .take(argument, &mut rest)
+            .map_err(|text| ArgumentError { text, verbs: normaliser.out.verbs.clone() })?;
         if ended {
             normaliser.out.arguments.extend(rest.map(str::to_owned));
             break;
@@ -95,7 +94,9 @@ impl<'a> Normaliser<'a> {
             }
             (Some(_), None | Some("true")) => self.push(name),
             (Some(_), Some("false")) => {}
-            (Some(_), Some(value)) => return Err(format!("switch {name} is either there or not: {value:?} makes no sense")),
+            (Some(_), Some(value)) => {
+                return Err(format!("switch {name} is either there or not: {value:?} makes no sense"));
+            }
             (None, value) if name == SOCKET => {
                 let value = value.or_else(|| rest.next()).ok_or_else(|| format!("option {name} needs a value"))?;
                 self.global.extend([name.to_owned(), value.to_owned()]);

@@ -63,7 +63,9 @@ mod tests {
 
     #[test]
     fn short_ones_are_short() {
-        for (seconds, text) in [(0, "0s"), (59, "59s"), (60, "1m"), (200, "3m20s"), (43_140, "11h59m"), (187_200, "2d4h")] {
+        for (seconds, text) in
+            [(0, "0s"), (59, "59s"), (60, "1m"), (200, "3m20s"), (43_140, "11h59m"), (187_200, "2d4h")]
+        {
             assert_eq!(short(seconds), text);
         }
     }

@@ -85,7 +85,7 @@ impl Ls {
 fn row(image: &ImageInfo, now: u64) -> [String; 4] {
     let (repository, tag) = image.name.rsplit_once(':').unwrap_or((&image.name, "latest"));
     let age = time::human_duration(now.saturating_sub(image.created_at)).to_lowercase();
-    [repository.into(), tag.into(), format!("{age} ago"), human_size(image.size_bytes)]
+    [repository.into(), tag.into(), format!("{age} ago"), image.size_bytes.map(human_size).unwrap_or_default()]
 }
 
 /// Bytes as Docker shows them: three digits, powers of 1000.
@@ -101,7 +101,13 @@ pub(super) fn human_size(bytes: u64) -> String {
         size /= 1000.0;
         name = next;
     }
-    let digits = if name == "B" || size >= 99.95 { 0 } else if size >= 9.995 { 1 } else { 2 };
+    let digits = if name == "B" || size >= 99.95 {
+        0
+    } else if size >= 9.995 {
+        1
+    } else {
+        2
+    };
     format!("{size:.digits$}{name}")
 }
 

@@ -134,7 +134,8 @@ fn one_line(text: &str) -> String {
 }
 
 fn dispatch(formic: Formic, session: &mut Session) -> Result<u8, Failure> {
-    let socket = formic.socket.or_else(|| std::env::var_os(SOCKET_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from));
+    let socket =
+        formic.socket.or_else(|| std::env::var_os(SOCKET_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from));
     if let Some(socket) = &socket {
         session.connect_to(socket);
     }

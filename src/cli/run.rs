@@ -1,7 +1,7 @@
 //! `formic run`: what the specification refuses, refused.
 
-use super::session::{Failure, Outcome, Session};
 use super::RUN_FAILED;
+use super::session::{Failure, Outcome, Session};
 use crate::api::client::Target;
 use argh::{ArgsInfo, FromArgs};
 use serde_json::{Value, json};

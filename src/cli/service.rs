@@ -146,7 +146,12 @@ pub(super) fn task_table(mut tasks: Vec<Task>, services: &Names, nodes: &Names, 
                 table::capital(&task.desired_state),
                 current_state(task, now),
                 task.status.err.clone(),
-                task.networks_attachments.iter().flat_map(|attachment| &attachment.addresses).cloned().collect::<Vec<_>>().join(", "),
+                task.networks_attachments
+                    .iter()
+                    .flat_map(|attachment| &attachment.addresses)
+                    .cloned()
+                    .collect::<Vec<_>>()
+                    .join(", "),
             ]
         })
         .collect();

@@ -61,7 +61,8 @@ impl Create {
     }
 
     fn spec(self) -> api::ServiceSpec {
-        let networks = self.network.into_iter().map(|target| api::NetworkAttachmentConfig { target, aliases: Vec::new() });
+        let networks =
+            self.network.into_iter().map(|target| api::NetworkAttachmentConfig { target, aliases: Vec::new() });
         api::ServiceSpec {
             name: self.name,
             labels: pairs(&self.label),
@@ -132,14 +133,18 @@ impl Convergence {
             }
             if let Some(reason) = hopeless(&tasks) {
                 let name = service.spec.name;
-                return Err(Failure::new(format!("service {name} does not come up: {reason} (it stays; see 'formic service ps {name}')")));
+                return Err(Failure::new(format!(
+                    "service {name} does not come up: {reason} (it stays; see 'formic service ps {name}')"
+                )));
             }
             std::thread::sleep(POLL);
         }
     }
 
     fn is_steady(&mut self, all_up: bool) -> bool {
-        let since = if all_up { *self.all_up_since.get_or_insert_with(Instant::now) } else {
+        let since = if all_up {
+            *self.all_up_since.get_or_insert_with(Instant::now)
+        } else {
             self.all_up_since = None;
             return false;
         };

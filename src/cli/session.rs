@@ -1,8 +1,8 @@
 //! What a verb works with: the daemon, standard output and standard error.
 
+use crate::api::client::Target;
 use crate::api::client::{Client, ClientError};
 use crate::api::types::{Info, Node, Service};
-use crate::api::client::Target;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::Path;
@@ -160,8 +160,9 @@ pub(super) fn filters(target: Target, options: &[String]) -> Result<Target, Fail
     }
     let mut map: std::collections::BTreeMap<&str, Vec<&str>> = std::collections::BTreeMap::new();
     for option in options {
-        let (name, value) =
-            option.split_once('=').ok_or_else(|| Failure::new(format!("invalid filter {option:?}: it must be NAME=VALUE")))?;
+        let (name, value) = option
+            .split_once('=')
+            .ok_or_else(|| Failure::new(format!("invalid filter {option:?}: it must be NAME=VALUE")))?;
         map.entry(name).or_default().push(value);
     }
     let text = serde_json::to_string(&map).map_err(Failure::new)?;

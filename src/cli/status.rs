@@ -45,14 +45,18 @@ fn head(status: &NodeStatus) -> String {
         SwarmState::Active => "active",
         SwarmState::Error => "error",
     };
-    let mut lines = vec![format!("Node:     {} (formic {})", status.hostname, status.version), format!("Swarm:    {state}")];
+    let mut lines =
+        vec![format!("Node:     {} (formic {})", status.hostname, status.version), format!("Swarm:    {state}")];
     if let Some(node) = swarm.node {
         let role = swarm.role.map(|role| format!("{role:?}").to_lowercase()).unwrap_or_default();
         let address = swarm.address.map(|address| format!(" at {address}")).unwrap_or_default();
         lines.push(format!("Id:       {node}, {role}{address}"));
         let index = status.boot_index.map_or("not yet known to the managers".into(), |index| format!("index {index}"));
         lines.push(format!("Boot:     {} ({index})", status.boot));
-        lines.push(format!("Managers: {}", status.manager_heard_ms_ago.map_or("no session".into(), |ms| format!("heard {} ago", age(ms)))));
+        lines.push(format!(
+            "Managers: {}",
+            status.manager_heard_ms_ago.map_or("no session".into(), |ms| format!("heard {} ago", age(ms)))
+        ));
     }
     if !swarm.error.is_empty() {
         lines.push(format!("Error:    {}", swarm.error));
@@ -117,7 +121,8 @@ fn associations(status: &NodeStatus) -> String {
 }
 
 fn epochs(status: &NodeStatus) -> String {
-    let rows: Vec<[String; 2]> = status.epochs.iter().map(|(epoch, phase)| [epoch.to_string(), phase.clone()]).collect();
+    let rows: Vec<[String; 2]> =
+        status.epochs.iter().map(|(epoch, phase)| [epoch.to_string(), phase.clone()]).collect();
     body(["EPOCH", "PHASE"], &rows)
 }
 
@@ -128,7 +133,8 @@ fn tasks(status: &NodeStatus) -> String {
 }
 
 fn drops(status: &NodeStatus) -> String {
-    let rows: Vec<[String; 2]> = status.drops.iter().map(|(reason, count)| [reason.clone(), count.to_string()]).collect();
+    let rows: Vec<[String; 2]> =
+        status.drops.iter().map(|(reason, count)| [reason.clone(), count.to_string()]).collect();
     body(["REASON", "PACKETS"], &rows)
 }
 

@@ -93,7 +93,8 @@ impl Init {
         let id: String = session.post(&Target::new(&["swarm", "init"]), &request)?;
         session.print(format!("Swarm initialized: current node ({id}) is now a manager.\n"))?;
         print_join_command(session, "worker")?;
-        session.print("To add a manager to this swarm, run 'formic swarm join-token manager' and follow the instructions.")
+        session
+            .print("To add a manager to this swarm, run 'formic swarm join-token manager' and follow the instructions.")
     }
 }
 
@@ -211,7 +212,9 @@ impl RotateKeys {
         let before = current(&keys(session)?).map_or(0, |epoch| epoch.epoch);
         session.post_only(&forced(&["formic", "rotate-keys"], self.force), &serde_json::json!({}))?;
         if !self.wait {
-            return session.print(format!("Key rotation requested: epoch {before} is the current one (see 'formic swarm keys')."));
+            return session.print(format!(
+                "Key rotation requested: epoch {before} is the current one (see 'formic swarm keys')."
+            ));
         }
         let deadline = Instant::now() + ROTATION_DEADLINE;
         loop {
@@ -222,7 +225,10 @@ impl RotateKeys {
             }
             if Instant::now() >= deadline {
                 let late: Vec<&str> = ring.epochs.iter().flat_map(|epoch| &epoch.late).map(String::as_str).collect();
-                return Err(Failure::new(format!("the rotation is not through: still waiting for {}", late.join(", "))));
+                return Err(Failure::new(format!(
+                    "the rotation is not through: still waiting for {}",
+                    late.join(", ")
+                )));
             }
             std::thread::sleep(ROTATION_POLL);
         }
@@ -305,4 +311,3 @@ impl Update {
         session.print("Swarm updated.")
     }
 }
-

@@ -61,7 +61,9 @@ impl Join {
     fn read_token(&self) -> Result<String, Failure> {
         let text = match (&self.token, &self.token_file) {
             (Some(_), Some(_)) => return Err(Failure::new("give --token or --token-file, not both")),
-            (None, None) => return Err(Failure::new("a token is needed: --token TOKEN, --token - or --token-file FILE")),
+            (None, None) => {
+                return Err(Failure::new("a token is needed: --token TOKEN, --token - or --token-file FILE"));
+            }
             (Some(token), None) if token == "-" => read_bounded(std::io::stdin())
                 .map_err(|error| Failure::new(format!("cannot read the token from standard input: {error}")))?,
             (Some(token), None) => token.clone(),

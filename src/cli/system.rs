@@ -99,7 +99,8 @@ pub(super) struct Version {}
 
 impl Version {
     pub(super) fn run(self, session: &mut Session) -> Outcome {
-        session.print(format!("Client:\n Version:      {}\n API version:  {API_VERSION}", env!("CARGO_PKG_VERSION")))?;
+        session
+            .print(format!("Client:\n Version:      {}\n API version:  {API_VERSION}", env!("CARGO_PKG_VERSION")))?;
         let daemon: DaemonVersion = session.get(&Target::new(&["version"]))?;
         session.print(format!(
             "\nServer:\n Version:      {}\n API version:  {} (minimum version {})\n Kernel:       {}",

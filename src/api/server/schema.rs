@@ -13,7 +13,10 @@ pub(super) const NETWORK_CREATE: Shape = Object(&[
     ("Driver", Any),
     ("Scope", Words(&["swarm"], "an overlay network is known in the whole swarm")),
     ("EnableIPv4", True),
-    ("IPAM", Object(&[("Driver", Words(&["default"], "there is no other than default")), ("Config", List(&IPAM_CONFIG))])),
+    (
+        "IPAM",
+        Object(&[("Driver", Words(&["default"], "there is no other than default")), ("Config", List(&IPAM_CONFIG))]),
+    ),
     ("Options", Any),
     ("Labels", Any),
 ]);
