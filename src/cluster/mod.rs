@@ -8,6 +8,7 @@
 //! - `ipam`: subnets of the pool, addresses of a subnet.
 //! - `schedule`: which commands the wanted services ask for (`plan`): create, place, replace, forget tasks.
 //! - `ring`: which commands the key life asks for (`plan`): draw, activate, retire.
+//! - `limits`: the bounds of it all.
 //! - `view`: what the dispatcher reads: a node's tasks, networks and peers.
 //!
 //! Invariants, held by every command and tested on random sequences of them:

@@ -3,7 +3,7 @@
 use super::apply::{Outcome, done};
 use super::limits::{
     ALIASES, API_SPEC_BYTES, CONTAINER_BYTES, NETWORKS_PER_SERVICE, REPLICAS, SERVICES, TASKS, check_labels,
-    check_room, check_service_name, not_found,
+    check_network_name, check_room, check_service_name, not_found,
 };
 use super::{Refusal, Service, State};
 use crate::types::{ContainerSpec, NetworkId, ServiceId, ServiceSpec, TaskId, UnixTime};
@@ -46,7 +46,7 @@ impl State {
             if !seen.insert(*id) {
                 return Err(Refusal::Invalid(format!("network {} is given twice", network.spec.name)));
             }
-            let bad = |alias: &String| super::limits::check_network_name(alias).is_err();
+            let bad = |alias: &String| check_network_name(alias).is_err();
             if aliases.len() > ALIASES || aliases.iter().any(bad) {
                 let text = format!(
                     "aliases on network {}: at most {ALIASES} names of letters, digits, . _ -",

@@ -7,7 +7,7 @@
 use super::apply::{Outcome, done};
 use super::limits::{REPORT_STATUSES, for_people, not_found};
 use super::{Network, NodeState, Refusal, Service, State, Task};
-use crate::types::{Attachment, Generation, NodeId, ServiceId, TaskId, TaskState, TaskStatus, UnixTime};
+use crate::types::{Attachment, Availability, Generation, NodeId, ServiceId, TaskId, TaskState, TaskStatus, UnixTime};
 use ipnet::IpNet;
 use std::net::IpAddr;
 
@@ -222,7 +222,7 @@ impl State {
     pub(super) fn can_stay(&self, node: NodeId) -> bool {
         self.nodes
             .get(&node)
-            .is_some_and(|node| node.state != NodeState::Down && node.availability != crate::types::Availability::Drain)
+            .is_some_and(|node| node.state != NodeState::Down && node.availability != Availability::Drain)
     }
 }
 
