@@ -73,6 +73,11 @@ impl HelperHandle {
         Ok((client, receiver))
     }
 
+    /// The socket itself, for tests that say what no client says.
+    pub fn socket(&self) -> &SeqPacket {
+        &self.socket
+    }
+
     /// The helper's process id.
     pub fn pid(&self) -> u32 {
         self.helper.as_raw().unsigned_abs()

@@ -36,6 +36,8 @@ const CASES: &[(&str, Case)] = &[
     ("containers_have_dockers_capabilities", capabilities),
     ("devices_made_in_a_container_do_not_open", device_nodes),
     ("exec_answers_exit_codes", exec_codes),
+    ("exec_takes_a_terminal", terminal),
+    ("hostile_requests_are_answered_with_errors", hostile_requests),
     ("a_command_that_is_not_there_exits_127", command_not_found),
     ("stop_is_kind_then_firm", stop),
     ("orphans_are_reaped_and_end_with_the_task", orphans),
@@ -486,6 +488,60 @@ fn exec_codes() {
     let mut text = String::new();
     reader.read_to_string(&mut text).unwrap();
     assert_eq!((text.as_str(), fixture.expect_exec_exit(id).0), ("through", 0));
+}
+
+fn terminal() {
+    let fixture = start();
+    let task = fixture.launch_host(1, command(&["sleep", "1000"]));
+    let pty = nix::pty::openpty(None, None).unwrap();
+    let [input, output] = [0, 1].map(|_| pty.slave.try_clone().unwrap());
+    let mut script = shell("test -t 0 && read answer < /dev/tty && echo \"$TERM heard $answer\"");
+    script.tty = true;
+    let (id, _) = within("exec", fixture.client.exec(task, script.clone(), Some([input, output, pty.slave]))).unwrap();
+    let mut master = File::from(pty.master);
+    master.write_all(b"yes\n").unwrap();
+    assert_eq!(fixture.expect_exec_exit(id), (0, String::new()));
+    let mut buffer = [0; 256];
+    let length = master.read(&mut buffer).unwrap();
+    assert_eq!(String::from_utf8_lossy(&buffer[..length]), "yes\r\nxterm heard yes\r\n");
+    let (id, _) = within("exec", fixture.client.exec(task, script, None)).unwrap();
+    assert_eq!(fixture.expect_exec_exit(id).0, 126, "/dev/null is no terminal");
+}
+
+/// Bytes that no client sends, descriptors where none belong, and a helper that goes on.
+fn hostile_requests() {
+    const ROUNDS: u64 = 3000;
+    let scratch = Scratch::new();
+    let handle = helper::start(&options(scratch.state())).unwrap();
+    privileges::become_network_process().unwrap();
+    let null = File::open("/dev/null").unwrap();
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = move || {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random
+    };
+    let mut answer = vec![0; 1 << 17];
+    for round in 0..ROUNDS {
+        // Eight bytes of id, then a verb's number and noise; sometimes shorter than the id, or longer than allowed.
+        let length = if round % 500 == 7 { (1 << 17) + 1 } else { 1 + (next() % 64) as usize };
+        let mut message: Vec<u8> = (0..length).map(|_| next() as u8).collect();
+        if let Some(verb) = message.get_mut(8) {
+            *verb %= 10;
+        }
+        let fds = vec![std::os::fd::AsFd::as_fd(&null); (next() % 20) as usize];
+        handle.socket().send(&message, &fds).unwrap();
+        assert!(handle.socket().wait_readable(Some(DEADLINE)).unwrap(), "no answer to {message:?}");
+        let received = handle.socket().receive(&mut answer).unwrap().expect("the helper lives");
+        assert!(received.fds.is_empty());
+    }
+    let open = fs::read_dir(format!("/proc/{}/fd", handle.pid())).unwrap().count();
+    assert!(open < 16, "the helper keeps no descriptor: {open}");
+    let (client, events) = handle.connect().unwrap();
+    let fixture = Fixture { client, events, helper: 0, scratch };
+    let task = fixture.launch_host(1, command(&["sleep", "1000"]));
+    fixture.succeed(task, "true");
 }
 
 fn command_not_found() {

@@ -468,3 +468,6 @@ fn has_nul(path: &Path) -> bool {
 fn require(holds: bool, text: &str) -> Result<(), VerbError> {
     if holds { Ok(()) } else { Err(VerbError::new(ErrorKind::Invalid, text)) }
 }
+
+#[cfg(test)]
+mod tests;

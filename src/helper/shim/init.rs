@@ -2,7 +2,7 @@
 //! command, and then does what an init must: reap orphans, pass signals on, end with the command's code. Its
 //! end is the end of everything in the namespace.
 
-use super::{OpenFiles, TaskSpec, become_container, command, hold_no_stdio, root};
+use super::{OpenFiles, TaskSpec, become_container, command, hold_no_stdio, open_null, root};
 use crate::sys::explain;
 use crate::sys::process::{self, Fork};
 use crate::sys::seqpacket::SeqPacket;
@@ -44,7 +44,7 @@ pub(super) fn run(
     };
     ready.write_all(&[1])?;
     // Container code runs: nothing of the helper's may be found here any more. Then we may be looked at.
-    hold_no_stdio()?;
+    hold_no_stdio(&open_null()?)?;
     process::close_from(3)?;
     prctl::set_dumpable(true)?;
     supervise(child)

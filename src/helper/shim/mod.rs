@@ -27,7 +27,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, setgroups};
 use serde::{Deserialize, Serialize};
 use std::ffi::CStr;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, PipeWriter, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -120,6 +120,8 @@ fn run() -> io::Result<i32> {
     let target = process::inherited_fd(TARGET_FD)?;
     process::set_close_on_exec(&control)?;
     process::set_close_on_exec(&target)?;
+    // The host's, opened before a container's could be meant.
+    let null = open_null()?;
     let launched = prepare(&control).and_then(|(spec, open_files)| match spec {
         LaunchSpec::Task(spec) => launch_task(&spec, open_files, &control, target),
         LaunchSpec::Exec(spec) => launch_exec(&spec, open_files, &control, target),
@@ -127,6 +129,7 @@ fn run() -> io::Result<i32> {
     match launched {
         Ok(child) => {
             drop(control);
+            hold_no_stdio(&null)?;
             wait_for(&child)
         }
         Err(error) => {
@@ -241,9 +244,8 @@ fn announce(control: &SeqPacket, child: &Child) -> io::Result<()> {
     control.send(&message.map_err(|error| io::Error::other(error.text))?, &[pidfd.as_fd()])
 }
 
-/// Waits with empty hands: nothing of the command's is held open, nothing privileged kept.
+/// Waits with empty hands: nothing privileged is kept.
 fn wait_for(child: &Child) -> io::Result<i32> {
-    hold_no_stdio()?;
     // The child is ours to wait for without any right; a failure leaves an idle process with more than it needs.
     let _ = privileges::become_network_process();
     loop {
@@ -256,11 +258,17 @@ fn wait_for(child: &Child) -> io::Result<i32> {
     }
 }
 
+fn open_null() -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open("/dev/null").map_err(|error| explain("/dev/null", error))
+}
+
 /// A pipe must end when the command closes it, not when we do.
-fn hold_no_stdio() -> io::Result<()> {
-    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
-    dup2_stdin(&null)?;
-    dup2_stdout(&null)?;
-    dup2_stderr(&null)?;
+fn hold_no_stdio(null: &File) -> io::Result<()> {
+    dup2_stdin(null)?;
+    dup2_stdout(null)?;
+    dup2_stderr(null)?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
