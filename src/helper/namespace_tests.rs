@@ -367,8 +367,10 @@ fn host_image() {
         let (code, text) = fixture.exec(task, shell(&format!("touch '{place}/formic-was-here'")));
         assert!(code != 0 && text.contains("Read-only"), "{place}: {code} {text}");
     }
-    let (code, text) = fixture.exec(task, shell("chmod 600 /dev/null"));
-    assert!(code != 0 && text.contains("Read-only"), "{text}");
+    for null in ["/dev/null".to_owned(), format!("{outside}/formic.sock")] {
+        let (code, text) = fixture.exec(task, shell(&format!("chmod 666 '{null}'")));
+        assert!(code != 0 && text.contains("Read-only"), "{text}");
+    }
     fixture.succeed(task, "touch /tmp/a /run/b /dev/shm/c && echo x > /dev/null && test -c /dev/pts/ptmx");
     assert!(!Path::new("/tmp/a").exists() && !Path::new("/run/b").exists());
     fixture.succeed(task, "test \"$(head -c 4 /dev/urandom | wc -c)\" = 4");

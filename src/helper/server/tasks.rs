@@ -335,10 +335,10 @@ impl Server<'_> {
         if let Owner::Task(id) = launcher.owner {
             let Some(task) = self.tasks.get_mut(&id) else { return Ok(()) };
             task.state = if never_ran { State::Idle } else { State::Ended };
-            if !task.removals.is_empty() {
-                if let Err(error) = self.clear_task(id) {
-                    self.forget_task(id, Err(error))?;
-                }
+            if !task.removals.is_empty()
+                && let Err(error) = self.clear_task(id)
+            {
+                self.forget_task(id, Err(error))?;
             }
         }
         Ok(())

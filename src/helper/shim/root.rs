@@ -116,7 +116,10 @@ fn cover(path: &Path) -> io::Result<()> {
         Ok(metadata) if metadata.is_dir() => {
             do_mount("tmpfs", path, "tmpfs", QUIET | MsFlags::MS_RDONLY, "mode=755,size=4k")
         }
-        Ok(_) => bind(Path::new("/dev/null"), path),
+        Ok(_) => {
+            bind(Path::new("/dev/null"), path)?;
+            tree::remount(path, MsFlags::MS_RDONLY | MsFlags::MS_NOSUID)
+        }
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(()),
         Err(error) => Err(explain(path.display(), error)),
     }
@@ -124,7 +127,8 @@ fn cover(path: &Path) -> io::Result<()> {
 
 fn mount_image(image: &Path, root: &Path, work_dir: &Path) -> io::Result<()> {
     if let Err(overlay) = mount_layer(image, root, work_dir) {
-        fs::remove_dir(root)?;
+        // An earlier attempt may have left part of a copy.
+        fs::remove_dir_all(root)?;
         copy::copy_tree(image, root).map_err(|error| {
             io::Error::new(error.kind(), format!("no overlayfs ({overlay}), and copying the image: {error}"))
         })?;
