@@ -1,4 +1,137 @@
 //! Formic: an encrypted overlay network for containers that needs no kernel module.
+//!
+//! Every host runs one static binary. It gives each container (a Linux network namespace) a TUN device, carries
+//! packets between hosts in IPsec ESP done in userspace, learns who is where by an encrypted gossip, and takes its
+//! keys from the managers of the swarm. This page is the architecture: read it first. How to use Formic stands in
+//! the README.
+//!
+//! # Two processes
+//!
+//! ```text
+//!   docker, formic ----- unix socket -----.
+//!                                         v
+//!   .------------------- network process ---------------------.   verbs    .----- helper -----.
+//!   | no capability, no_new_privs                             |----------->| privileged, small |
+//!   |  api    agent ---- keys, gossip, tasks                  |<- TUN fds -| namespaces, TUNs, |
+//!   |  manager -- cluster     dataplane (worker threads)      |<- exits ---| tasks, images     |
+//!   '--|2377/tcp-----------|7946/udp----------|4500/udp-------'            '------|------------'
+//!      |mTLS               |gossip            |ESP in UDP                         | fork, exec
+//!      v                   v                  v                                   v
+//!    managers            nodes              nodes                        tasks in namespaces,
+//!                                                                        each with its TUN devices
+//! ```
+//!
+//! The daemon forks [`helper`] before it has threads and then drops every capability: the process that reads the
+//! network can neither enter namespaces nor mount. Lives end downwards: a killed daemon takes the helper and all tasks
+//! along; what lies on disk is removed at the next start, and the managers place the tasks anew.
+//!
+//! # The four flows
+//!
+//! ```text
+//! out   TUN read -> overlay.classify -> local endpoint: written to its TUN
+//!                                    -> peer: OutboundSa.seal in place -> batch -> sendmmsg
+//! in    recvmmsg -> wire::esp -> SA by SPI -> replay check -> open in place -> replay mark
+//!                -> overlay.accept -> TUN write
+//! key   manager: ring::plan -> log -> every node that needs it gets the whole ring -> installs receiving,
+//!                reports ready -> activation (signed, also by gossip) -> each pair confirms -> sending switches
+//!                -> the old epoch is erased
+//! command  docker -> unix socket -> manager -> log (durable) -> cluster.apply -> push of the desired state
+//!                -> agent reconciles -> reports back
+//! ```
+//!
+//! There is no plaintext path to fall back to: a packet without an SA is dropped and counted. Every drop has a
+//! reason ([`overlay::DropReason`], [`gossip::GossipDrop`]), every table, queue and loop a bound.
+//!
+//! # Modules
+//!
+//! Pure modules take time and randomness as arguments and open nothing; the same code runs in the daemon and in
+//! [`sim`]. Arrows point from shells to pure modules to [`types`] and [`wire`]; `tools/arrows` checks them.
+//!
+//! | module | what it is | |
+//! |---|---|---|
+//! | [`types`] | identifiers and plain values | pure |
+//! | [`crypto`] | HKDF, X25519, Ed25519, AES-GCM for control data, over libraries | pure |
+//! | [`wire`] | bytes to values: ESP, gossip, records, control messages, tokens | pure |
+//! | [`esp`] | key schedule, SAs, replay windows, the SA database | pure |
+//! | [`offload`] | what the vnet header of a TUN asks for | pure |
+//! | [`overlay`] | who owns which address; what may pass | pure |
+//! | [`gossip`] | membership, and signed records spread without a manager | pure |
+//! | [`keys`] | a node's side of the key life: which SAs exist, which epoch a pair sends with | pure |
+//! | [`cluster`] | the replicated state: commands, addresses, scheduling, the key ring | pure |
+//! | [`sys`] | every `unsafe` and raw system call | |
+//! | [`tls`] | TLS 1.3 between nodes and managers | shell |
+//! | [`helper`] | the privileged process and the launcher of tasks | shell |
+//! | [`dataplane`] | worker threads between TUN devices and the UDP socket | shell |
+//! | [`manager`] | storage, certificates, the control port, the loops around `cluster` | shell |
+//! | [`agent`] | the node: membership, session, one loop around keys, gossip and tasks | shell |
+//! | [`api`] | the Docker Engine API on a unix socket, and its client | shell |
+//! | [`daemon`] | options; the start and the stop of everything | shell |
+//! | [`cli`] | one file per noun; talks to `api`'s client only | shell |
+//! | [`sim`] | virtual time and network, whole swarms in one process | tests |
+//!
+//! # Keys in short
+//!
+//! The managers hold one random *master* per epoch, at most three: previous, current, next. A node is given the gossip
+//! key of each epoch, and the network key only of networks that have a task on it. The key of an SA mixes the network
+//! key with an X25519 secret of the two nodes, per boot and epoch: a third node with the same ring opens nothing, and a
+//! thief of the ring opens no recorded traffic. What must never happen is the same (key, nonce) twice: an SA identity
+//! is made once in a process, and its counter lives until the epoch is erased ([`esp::SaDatabase`]).
+//!
+//! # Glossary
+//!
+//! | term | meaning |
+//! |---|---|
+//! | swarm | the cluster of nodes |
+//! | node | one host that runs the daemon: a manager or a worker |
+//! | network | an overlay network: *encrypted* (AES-256-GCM) or plain (AES-256-GMAC: authenticated, not secret) |
+//! | endpoint | one address of one task on one network |
+//! | service, task | the wanted replicas; one placed replica, a container |
+//! | epoch | the number of one key of the ring |
+//! | boot | one start of a daemon: a new identity for keys |
+//! | fork | one life of the replicated state; a restore begins a new one |
+//! | generation | the age of an allocation: the newest owner of an address wins |
+//! | SA, SPI | a one-way security association, and its name on the wire (RFC 4301, RFC 4303) |
+//! | underlay, overlay | the hosts' network, the containers' network |
+//!
+//! # Dependencies
+//!
+//! | crate | why |
+//! |---|---|
+//! | `aes-gcm` | gossip and data at rest; the oracle of the data plane's cipher in tests |
+//! | `anyhow` | errors of the command line and of the daemon's start, which are only printed |
+//! | `arc-swap` | snapshots that the API reads without waiting for the loop that writes them |
+//! | `argh` | the command line: small, one struct per verb, its comments are the help |
+//! | `aws-lc-rs` | the data plane's AES-GCM and GMAC (2.7 times as fast as `aes-gcm` at 1400 octets), X25519, Ed25519; the TLS library brings it anyway |
+//! | `caps` | capability sets of processes without hand-made system calls |
+//! | `etherparse` | headers and checksums of inner packets |
+//! | `futures-rustls` | TLS streams for the smol executor |
+//! | `hkdf` | the key schedule |
+//! | `http-body-util` | bodies of API requests and answers |
+//! | `hyper` | HTTP/1 of the API, both ends |
+//! | `ipnet` | subnets, with their text and serde forms |
+//! | `libc` | constants and structures of the calls that `nix` lacks (TUN, prctl, batches) |
+//! | `nix` | system calls with types |
+//! | `pem` | key and certificate files |
+//! | `polling` | readiness of TUN and UDP descriptors in the workers; smol's own poller |
+//! | `postcard` | control messages, records, the store: compact, canonical, bounded |
+//! | `rand` | the seeded generator of the pure machines |
+//! | `rcgen` | certificates and requests |
+//! | `redb` | the managers' log and snapshot: crash-safe, pure Rust, no dependencies |
+//! | `rustls` | TLS 1.3 with X25519MLKEM768 |
+//! | `serde` | derived encodings |
+//! | `serde_json` | the API's JSON |
+//! | `sha2` | SHA-256 of SPIs, digests and the key schedule |
+//! | `slab` | dense tables with stable indices on the data path |
+//! | `smol` | the control plane's executor: small, no runtime threads of its own |
+//! | `smol-hyper` | hyper's traits on smol's streams |
+//! | `socket2` | socket options and addresses of all sockets |
+//! | `thiserror` | error types of the modules |
+//! | `toml` | the `--config` file |
+//! | `tracing` | log events |
+//! | `tracing-subscriber` | their text and JSON form |
+//! | `tun-tap` | the plain TUN driver, for kernels without IFF_VNET_HDR |
+//! | `x509-parser` | names and times of certificates |
+//! | `zeroize` | key material is wiped when dropped |
 
 pub mod agent;
 pub mod api;
