@@ -180,7 +180,6 @@ impl Node {
                         erases all current state of the swarm. Use `--force` to ignore this message. ";
             return Err(NodeError::Unavailable(text.into()));
         }
-        self.inner.runtime.store(None);
         if runtime.manager.is_none() {
             self.say_goodbye(&runtime.membership).await;
         }

@@ -89,8 +89,10 @@ impl Node {
     /// Stops everything, for the daemon's end. The membership stays on disk.
     pub async fn shut_down(&self) {
         let _changing = self.inner.changing.lock().await;
-        if let Some(runtime) = self.inner.runtime.swap(None) {
+        // In place until it has stopped: the exits of its tasks are routed to it.
+        if let Some(runtime) = self.inner.runtime.load_full() {
             runtime.stop(STOP_PATIENCE).await;
+            self.inner.runtime.store(None);
         }
     }
 
@@ -209,7 +211,6 @@ impl Node {
             End::Removed => {
                 let _changing = self.inner.changing.lock().await;
                 tracing::warn!("leaving the swarm: this node was removed from it");
-                self.inner.runtime.store(None);
                 self.forget_after(&runtime).await;
             }
             End::Forked(fork) => {

@@ -95,6 +95,10 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
                 Ok(0) if self.filled == 0 => return Err(StreamError::Closed),
                 Ok(0) => return Err(StreamError::Io(io::ErrorKind::UnexpectedEof.into())),
                 Ok(count) => self.filled += count,
+                // A peer that died could not say goodbye: no attack, since what matters is confirmed in its own frame.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && self.filled == 0 => {
+                    return Err(StreamError::Closed);
+                }
                 Err(error) => return Err(StreamError::Io(error)),
             }
         }
