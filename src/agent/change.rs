@@ -9,7 +9,7 @@ use super::session::within;
 use super::spawn::spawn;
 use crate::manager::{InitParams, Manager, ManagerError};
 use crate::tls::{self, Identity, NodeKey};
-use crate::types::{Availability, ClusterSpec, NodeAddresses, NodeId, Role};
+use crate::types::{Availability, ClusterSpec, Fork, NodeAddresses, NodeId, Role};
 use crate::wire::control::{JoinRequest, Joined};
 use crate::wire::token::JoinToken;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -185,6 +185,25 @@ impl Node {
         }
         self.forget_after(&runtime).await;
         Ok(())
+    }
+
+    /// Goes on with a new boot: new keys and counters, and, since the managers place anew what ran in the old one, no
+    /// tasks.
+    pub(super) async fn begin_new_boot(&self, old: &Runtime, reason: &str, fork: Option<Fork>) {
+        let _changing = self.inner.changing.lock().await;
+        tracing::warn!(%reason, "this node begins a new boot: its tasks end and are placed anew");
+        for task in &old.view.load().tasks {
+            if let Err(error) = self.inner.environment.helper.remove_task(task.assignment.id).await {
+                tracing::warn!(task = %task.assignment.id, %error, "remove");
+            }
+        }
+        let mut membership = old.membership.clone();
+        membership.fork = fork.unwrap_or(membership.fork);
+        let begun =
+            self.inner.environment.store.save(&membership).and_then(|()| self.start(membership, old.manager.clone()));
+        if let Err(error) = begun {
+            self.die(format!("{reason}; and a new boot failed: {error}")).await;
+        }
     }
 
     /// Stops a runtime and forgets its swarm.

@@ -32,6 +32,10 @@ use std::time::Duration;
 pub(super) const STOP_GRACE: Duration = Duration::from_secs(10);
 /// Datagrams of gossip handled before other inputs get their turn.
 const GOSSIP_BATCH: usize = 64;
+/// How often the wall clock is compared with the time since the host's boot.
+const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Milliseconds between two checks that count as a step; slewing stays far below.
+const CLOCK_STEP_MS: u64 = 2000;
 /// Largest UDP payload.
 const MAX_DATAGRAM_BYTES: usize = 65_535;
 
@@ -116,8 +120,10 @@ pub(super) struct Engine {
     pub(super) settled: bool,
     pub(super) stopping: bool,
     pub(super) removed: bool,
+    /// When the wall clock was last compared, and its offset in milliseconds.
+    pub(super) clock_check: (Time, i64),
     /// Only a new boot helps: why.
-    pub(super) broken: Option<String>,
+    pub(super) new_boot: Option<String>,
     /// A later life of the managers' state than this node's.
     pub(super) forked: Option<Fork>,
 }
@@ -129,8 +135,13 @@ pub(super) enum End {
     Stopped,
     /// The managers removed this node.
     Removed,
-    /// The managers' state began a new life: this node needs a new boot.
-    Forked(Fork),
+    /// Only a new boot helps. Nothing may be sent with this one's keys any more; its tasks are still there.
+    NewBoot {
+        /// Why.
+        reason: String,
+        /// The new life of the managers' state, if that is why.
+        fork: Option<Fork>,
+    },
     /// Something that must not fail has failed: the daemon must not go on.
     Broken(String),
 }
@@ -157,11 +168,8 @@ impl Engine {
             if self.stopping && self.tasks.is_idle() {
                 return if self.removed { End::Removed } else { End::Stopped };
             }
-            if let Some(reason) = self.broken.take() {
-                return End::Broken(reason);
-            }
-            if let Some(fork) = self.forked {
-                return End::Forked(fork);
+            if let Some(reason) = self.new_boot.take() {
+                return End::NewBoot { reason, fork: self.forked };
             }
             match self.next_input(&inputs).await {
                 Input::Session(SessionEvent::Message(ToAgent::Removed)) => {
@@ -183,6 +191,7 @@ impl Engine {
                     let now = self.clock.now();
                     self.keys.handle_timeout(now);
                     self.gossip.handle_timeout(now);
+                    self.check_clock(now);
                 }
                 Input::Lost(what) => return End::Broken(format!("lost {what}")),
             }
@@ -211,10 +220,9 @@ impl Engine {
             data.or(gossip).await
         };
         let timer = async {
-            match self.keys.poll_timeout().into_iter().chain(self.gossip.poll_timeout()).min() {
-                Some(at) => smol::Timer::after(at - self.clock.now()).await,
-                None => std::future::pending().await,
-            };
+            let machines = self.keys.poll_timeout().into_iter().chain(self.gossip.poll_timeout());
+            let at = machines.chain([self.clock_check.0 + CLOCK_CHECK_INTERVAL]).min().unwrap_or_default();
+            smol::Timer::after(at - self.clock.now()).await;
             Input::Timer
         };
         control.or(local).or(timer).or(packets).await
@@ -251,6 +259,20 @@ impl Engine {
                     }
                 }
             }
+        }
+    }
+
+    /// A wall clock that stepped may mean that this host was restored from a snapshot, and its counters with it.
+    fn check_clock(&mut self, now: Time) {
+        let (last, offset) = self.clock_check;
+        if now.since(last) < CLOCK_CHECK_INTERVAL {
+            return;
+        }
+        let current = self.clock.wall_offset_ms();
+        self.clock_check = (now, current);
+        if offset.abs_diff(current) > CLOCK_STEP_MS {
+            let text = "the wall clock stepped by {} ms: if this host was restored from a snapshot, its keys must not be used again";
+            self.new_boot = Some(text.replace("{}", &(current - offset).to_string()));
         }
     }
 
@@ -311,6 +333,7 @@ impl Engine {
     fn is_of_our_fork(&mut self, swarm: &SwarmView) -> bool {
         if swarm.fork > self.membership.fork {
             self.forked = Some(swarm.fork);
+            self.new_boot = Some(format!("the swarm's state began a new life ({})", swarm.fork.0));
         } else if swarm.fork < self.membership.fork {
             tracing::error!(
                 theirs = swarm.fork.0,
@@ -400,7 +423,7 @@ impl Engine {
                 if let SaRefusal::Install(error) = reason
                     && error.needs_new_boot()
                 {
-                    return Err(format!("{error}: this daemon needs a new boot"));
+                    self.new_boot = Some(error.to_string());
                 }
             }
             DataEvent::WorkerFailed { error } => return Err(format!("the data plane failed: {error}")),
@@ -425,13 +448,13 @@ impl Engine {
             GossipEvent::NodeDown { node, .. } => tracing::info!(%node, "gossip: node does not answer"),
             GossipEvent::NodeUp { node, .. } => tracing::info!(%node, "gossip: node answers"),
             GossipEvent::ClonedIdentity => {
-                self.broken = Some(
+                self.new_boot = Some(
                     "another host uses this node's identity (a running node must not be cloned): a new boot is needed"
                         .into(),
                 );
             }
             GossipEvent::NewBootNeeded => {
-                self.broken = Some("gossip ran out of room for its counters: a new boot is needed".into())
+                self.new_boot = Some("gossip ran out of room for its counters: a new boot is needed".into())
             }
             GossipEvent::NeedRing { epoch } => {
                 tracing::warn!(%epoch, "peers use an epoch that this node lacks");

@@ -5,6 +5,7 @@
 //! - `runtime`: what runs while the host is a node.
 //! - `session`: carries messages from and to a manager.
 //! - `engine`, `effects`, `status`: one loop around the pure machines of this node.
+//! - `renewal`: keeps the node's certificate young.
 //! - `tasks`, `push`: pure: the tasks' lives; the parts of a push.
 
 mod address;
@@ -15,6 +16,7 @@ mod membership;
 mod model;
 mod node;
 mod push;
+mod renewal;
 mod runtime;
 mod session;
 mod spawn;

@@ -213,9 +213,7 @@ impl Node {
                 tracing::warn!("leaving the swarm: this node was removed from it");
                 self.forget_after(&runtime).await;
             }
-            End::Forked(fork) => {
-                self.die(format!("the swarm's state began a new life ({}): start the daemon again", fork.0)).await
-            }
+            End::NewBoot { reason, fork } => self.begin_new_boot(&runtime, &reason, fork).await,
         }
     }
 

@@ -4,6 +4,7 @@ use super::engine::{End, Engine, Inputs, Link, Request, TaskExit, View};
 use super::membership::{Membership, MembershipStore};
 use super::model::NodeError;
 use super::push::Collector;
+use super::renewal;
 use super::session::{self, SessionConfig};
 use super::spawn::spawn;
 use super::tasks::TaskTable;
@@ -64,7 +65,7 @@ impl Runtime {
         manager: Option<Manager>,
     ) -> Result<Runtime, NodeError> {
         let clock = environment.clock;
-        let identity = environment.store.identity()?;
+        let identity = Arc::new(ArcSwap::from_pointee(environment.store.identity()?));
         let gossip_socket = bind_gossip(membership.addresses.gossip)?;
         let boot = BootId(sys::random::bytes());
         let config = DataplaneConfig { bind: membership.addresses.data, boot, clock, workers: environment.workers };
@@ -76,13 +77,14 @@ impl Runtime {
         let (session_events, session_receiver) = bounded(WAITING_EVENTS);
         let session = SessionConfig {
             membership: membership.clone(),
-            identity,
+            identity: identity.clone(),
             boot,
             hostname: environment.hostname.clone(),
             managers: managers.clone(),
             heartbeat_secs: heartbeat_secs.clone(),
             reset: reset_receiver,
         };
+        let managers_known = managers.clone();
         let link = Link {
             outgoing,
             reset,
@@ -136,7 +138,8 @@ impl Runtime {
             settled: false,
             stopping: false,
             removed: false,
-            broken: None,
+            clock_check: (clock.now(), clock.wall_offset_ms()),
+            new_boot: None,
             forked: None,
             membership: membership.clone(),
         };
@@ -148,6 +151,8 @@ impl Runtime {
         };
         let (end, ended) = bounded(1);
         spawn("session", session::run(session, outgoing_receiver, session_events));
+        let renewal = renewal::run(environment.clone(), identity, managers_known, end.clone());
+        spawn("certificate renewal", renewal);
         spawn("engine", async move {
             let _ = end.send(engine.run(inputs).await).await;
         });

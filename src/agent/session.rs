@@ -7,6 +7,7 @@ use crate::tls;
 use crate::tls::Session;
 use crate::types::BootId;
 use crate::wire::control::{FromAgent, SessionRequest, ToAgent};
+use arc_swap::ArcSwap;
 use smol::channel::{Receiver, Sender};
 use smol::future::FutureExt as _;
 use std::net::SocketAddr;
@@ -39,7 +40,7 @@ pub(super) enum SessionEvent {
 /// What a session needs to know.
 pub(super) struct SessionConfig {
     pub(super) membership: Membership,
-    pub(super) identity: tls::Identity,
+    pub(super) identity: Arc<ArcSwap<tls::Identity>>,
     pub(super) boot: BootId,
     pub(super) hostname: String,
     pub(super) managers: Arc<std::sync::Mutex<Vec<SocketAddr>>>,
@@ -83,7 +84,7 @@ async fn one_session(
         addresses: config.membership.addresses,
     };
     let Session { boot_index, mut reader, mut writer, .. } =
-        match tls::open_session(manager, &config.identity, request).await {
+        match tls::open_session(manager, &config.identity.load_full(), request).await {
             Ok(session) => session,
             Err(error) => return (false, error.to_string()),
         };

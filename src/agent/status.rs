@@ -10,8 +10,8 @@ use crate::wire::record::NodeRecord;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// A peer that was sent to for longer than this without an answer does not hear us, or we do not hear it.
-const SILENCE: Duration = Duration::from_secs(10);
+/// Every pair is probed every five seconds: without an answer for longer than two probes, one direction is cut.
+const SILENCE: Duration = Duration::from_secs(11);
 
 impl Engine {
     /// A snapshot.

@@ -24,13 +24,15 @@ use crate::types::{BootId, ClusterId, Epoch, EpochPhase, Fork, Key32, NetworkId,
 use crate::wire::control::{EpochView, NetworkView, RingView};
 use crate::wire::esp::ControlMessage;
 use crate::wire::record::NodeRecord;
-use pair::Pair;
+use pair::{Pair, ProbeIntervals};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How often an unconfirmed pair is probed: one lost dummy costs at most this.
-const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// An unconfirmed pair is probed often: one lost dummy costs at most a second. A confirmed one is probed so that
+/// `formic status` can name a path that was cut, also where there is no traffic.
+const PROBE_INTERVALS: ProbeIntervals =
+    ProbeIntervals { unconfirmed: Duration::from_secs(1), confirmed: Duration::from_secs(5) };
 
 /// Which node, in which life.
 #[derive(Debug, Clone, Copy)]
@@ -403,8 +405,9 @@ impl NodeKeys {
         if let Some(outbound) = pair.choose(active) {
             self.events.push_back(KeyEvent::Send(outbound));
         }
-        if let Some((outbound, answer_wanted)) = pair.probe(active, now, PROBE_INTERVAL) {
-            self.events.push_back(KeyEvent::Control { outbound, message: ControlMessage::Probe { answer_wanted } });
+        if let Some(outbound) = pair.probe(active, now, &PROBE_INTERVALS) {
+            let message = ControlMessage::Probe { answer_wanted: true };
+            self.events.push_back(KeyEvent::Control { outbound, message });
         }
     }
 

@@ -16,7 +16,7 @@ pub(super) struct Pair {
     pub(super) boot: BootId,
     /// The epoch traffic goes by.
     pub(super) sending: Option<Epoch>,
-    /// When to probe again; `None` when nothing is to be confirmed.
+    /// When to probe again; `None` before the first time.
     pub(super) probe_at: Option<Time>,
     sas: BTreeMap<Epoch, Sas>,
     /// Epochs under which the peer has been heard.
@@ -90,18 +90,23 @@ impl Pair {
         self.outbound(choice)
     }
 
-    /// The dummy packet that is due: once on activation, then again until the pair is confirmed.
-    pub(super) fn probe(&mut self, active: Epoch, now: Time, interval: Duration) -> Option<(SaIdentity, bool)> {
+    /// The dummy packet that is due: on activation, then again until the pair is confirmed, and once in a while after
+    /// that, so that a path that was cut is seen on idle pairs too.
+    pub(super) fn probe(&mut self, active: Epoch, now: Time, intervals: &ProbeIntervals) -> Option<SaIdentity> {
         let outbound = self.outbound(active)?;
-        let unconfirmed = !self.confirmed.contains(&active);
         let news = self.announced != Some(active);
-        let due = news || (unconfirmed && self.probe_at.is_none_or(|at| at <= now));
-        if due {
-            self.announced = Some(active);
-            self.probe_at = unconfirmed.then(|| now + interval);
-        } else if !unconfirmed {
-            self.probe_at = None;
+        if !news && self.probe_at.is_some_and(|at| at > now) {
+            return None;
         }
-        due.then_some((outbound, unconfirmed))
+        self.announced = Some(active);
+        let confirmed = self.confirmed.contains(&active);
+        self.probe_at = Some(now + if confirmed { intervals.confirmed } else { intervals.unconfirmed });
+        Some(outbound)
     }
+}
+
+/// When a pair is probed again.
+pub(super) struct ProbeIntervals {
+    pub(super) unconfirmed: Duration,
+    pub(super) confirmed: Duration,
 }

@@ -202,12 +202,13 @@ fn a_lost_dummy_is_sent_again() {
     carry(&mut a, &mut b, now, |_| true);
     assert_eq!(a.sends_with(b.node), Some(1));
     let later = a.keys.poll_timeout().expect("a probe is due");
-    assert_eq!(later.since(now), PROBE_INTERVAL);
+    assert_eq!(later.since(now), PROBE_INTERVALS.unconfirmed);
     a.keys.handle_timeout(later);
     a.drain();
     carry(&mut a, &mut b, later, |_| false);
     assert_eq!(a.sends_with(b.node), Some(2));
-    assert_eq!(a.keys.poll_timeout(), None, "nothing is left to be confirmed");
+    a.keys.handle_timeout(later + PROBE_INTERVALS.unconfirmed);
+    assert_eq!(a.keys.poll_timeout(), Some(later + PROBE_INTERVALS.unconfirmed + PROBE_INTERVALS.confirmed));
 }
 
 #[test]
