@@ -4,11 +4,8 @@ use super::engine::{Engine, Outcome, STOP_GRACE};
 use super::spawn::spawn;
 use super::tasks::{StartError, Step};
 use crate::dataplane::DataCommand;
-use crate::esp::Direction;
-use crate::gossip::EpochKeys;
 use crate::helper::HelperClient;
 use crate::helper::verbs::{CommandSpec, Environment, ErrorKind, Image, Interface, TaskLaunch, VerbError};
-use crate::keys::KeyEvent;
 use crate::sys::tun::TunDriver;
 use crate::types::{EndpointKey, TaskAssignment, TaskId};
 use crate::wire::control::FromAgent;
@@ -23,68 +20,28 @@ const REMOVE_RETRY: Duration = Duration::from_secs(1);
 impl Engine {
     /// Until no machine wants anything: keys, gossip and tasks may each set the others going.
     pub(super) async fn act(&mut self) -> Result<(), String> {
-        loop {
-            self.hand_over_key_events();
-            while let Some(step) = self.tasks.poll_step() {
-                self.take_step(step);
-            }
-            match self.gossip.poll_event() {
-                Some(event) => self.handle_gossip(event),
-                None => break,
-            }
+        self.core.settle(self.clock.now());
+        while let Some(step) = self.tasks.poll_step() {
+            self.take_step(step);
         }
-        while let Some(transmit) = self.gossip.poll_transmit() {
+        for message in std::mem::take(&mut self.core.outgoing) {
+            self.tell(message);
+        }
+        if std::mem::take(&mut self.core.wants_session) && !self.link.up {
+            let _ = self.link.reset.try_send(());
+        }
+        while let Some(transmit) = self.core.gossip.poll_transmit() {
             // Gossip repeats what matters: a full socket buffer costs a datagram, no more.
             let _ = self.gossip_socket.get_ref().send_to(&transmit.payload, transmit.to);
         }
         self.publish();
-        if self.commands.is_empty() {
+        if self.core.commands.is_empty() {
             return Ok(());
         }
         self.dataplane
-            .send(std::mem::take(&mut self.commands))
+            .send(std::mem::take(&mut self.core.commands))
             .await
             .map_err(|error| format!("the data plane failed: {error}"))
-    }
-
-    pub(super) fn hand_over_key_events(&mut self) {
-        while let Some(event) = self.keys.poll_event() {
-            match event {
-                KeyEvent::Held { epoch, gossip_key, secret } => {
-                    if let Err(error) = self.gossip.set_epoch(EpochKeys { epoch, gossip_key, secret }) {
-                        tracing::error!(%epoch, %error, "gossip refuses the epoch");
-                    }
-                }
-                KeyEvent::Active(epoch) => {
-                    tracing::info!(%epoch, "epoch is active");
-                    self.gossip.set_active(epoch);
-                }
-                KeyEvent::Erase(epoch) => {
-                    tracing::info!(%epoch, "epoch is erased");
-                    self.gossip.erase_epoch(epoch);
-                    self.commands.push(DataCommand::EraseEpoch(epoch));
-                }
-                KeyEvent::Install { identity, keys } => {
-                    let direction =
-                        if identity.src == self.membership.node { Direction::Outbound } else { Direction::Inbound };
-                    self.commands.push(DataCommand::InstallSa { identity, keys, direction });
-                }
-                KeyEvent::Suspend(identity) => self.commands.push(DataCommand::SuspendSa { identity }),
-                KeyEvent::Send(outbound) => {
-                    let (network, peer) = (outbound.network, outbound.dst);
-                    self.commands.push(DataCommand::SetSending { network, peer, outbound });
-                }
-                KeyEvent::StopSending { network, peer } => {
-                    self.commands.push(DataCommand::StopSending { network, peer })
-                }
-                KeyEvent::Control { outbound, message } => {
-                    self.commands.push(DataCommand::SendControl { outbound, message })
-                }
-                KeyEvent::ReportPublic { epoch, public } => self.tell(FromAgent::Public { epoch, public }),
-                KeyEvent::ReportReady(epoch) => self.tell(FromAgent::Ready { epoch }),
-                KeyEvent::ReportSending(epoch) => self.tell(FromAgent::Sending { epoch }),
-            }
-        }
     }
 
     fn take_step(&mut self, step: Step) {
@@ -104,7 +61,9 @@ impl Engine {
                     .filter(|(task, _)| task.id == id)
                     .flat_map(|(task, _)| task.endpoints().collect::<Vec<_>>())
                     .collect();
-                self.commands.extend(endpoints.into_iter().map(|endpoint| DataCommand::RemoveEndpoint { endpoint }));
+                self.core
+                    .commands
+                    .extend(endpoints.into_iter().map(|endpoint| DataCommand::RemoveEndpoint { endpoint }));
                 spawn("remove task", remove(helper, outcomes, id));
             }
             Step::Report(id, status) => {

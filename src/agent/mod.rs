@@ -6,22 +6,23 @@
 //! - `session`: carries messages from and to a manager.
 //! - `engine`, `effects`, `status`: one loop around the pure machines of this node.
 //! - `renewal`: keeps the node's certificate young.
-//! - `tasks`, `push`: pure: the tasks' lives; the parts of a push.
+//! - `core`, `tasks`, `push`: pure: keys, gossip, records and tables; the tasks' lives; the parts of a push.
 
 mod address;
 mod change;
+pub(crate) mod core;
 mod effects;
 mod engine;
 mod membership;
 mod model;
 mod node;
-mod push;
+pub(crate) mod push;
 mod renewal;
 mod runtime;
 mod session;
 mod spawn;
 mod status;
-mod tasks;
+pub(crate) mod tasks;
 
 pub use model::{
     ExecIo, ExecRequest, ImageInfo, InitRequest, JoinTarget, LocalTask, NodeError, PeerStatus, SaStatus, Status,

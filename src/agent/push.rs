@@ -9,18 +9,18 @@ const MAX_ENTRIES: usize = 1 << 20;
 
 /// A complete push: the desired state of this node.
 #[derive(Default)]
-pub(super) struct Push {
-    pub(super) swarm: Option<SwarmView>,
-    pub(super) ring: Option<RingView>,
-    pub(super) names: Vec<(NetworkId, String)>,
-    pub(super) networks: Vec<NetworkView>,
-    pub(super) tasks: BTreeMap<TaskId, TaskAssignment>,
-    pub(super) records: Vec<Vec<u8>>,
+pub(crate) struct Push {
+    pub(crate) swarm: Option<SwarmView>,
+    pub(crate) ring: Option<RingView>,
+    pub(crate) names: Vec<(NetworkId, String)>,
+    pub(crate) networks: Vec<NetworkView>,
+    pub(crate) tasks: BTreeMap<TaskId, TaskAssignment>,
+    pub(crate) records: Vec<Vec<u8>>,
 }
 
 /// A push in the making.
 #[derive(Default)]
-pub(super) struct Collector {
+pub(crate) struct Collector {
     push: Push,
     entries: usize,
 }
@@ -28,11 +28,11 @@ pub(super) struct Collector {
 /// The manager sent more than a push may hold.
 #[derive(Debug, thiserror::Error)]
 #[error("a push of more than {MAX_ENTRIES} entries")]
-pub(super) struct TooLarge;
+pub(crate) struct TooLarge;
 
 impl Collector {
     /// Takes a message in; a complete push comes out with its commit. Messages that are no parts are ignored.
-    pub(super) fn take(&mut self, message: ToAgent) -> Result<Option<Push>, TooLarge> {
+    pub(crate) fn take(&mut self, message: ToAgent) -> Result<Option<Push>, TooLarge> {
         self.entries += match &message {
             ToAgent::Names(page) => page.len(),
             ToAgent::Networks(page) => page.len(),

@@ -1,5 +1,6 @@
 //! Starts and stops what a node in a swarm runs: the manager (if it is one), the data plane, the session, the engine.
 
+use super::core::Core;
 use super::engine::{End, Engine, Inputs, Link, Request, TaskExit, View};
 use super::membership::{Membership, MembershipStore};
 use super::model::NodeError;
@@ -9,16 +10,14 @@ use super::session::{self, SessionConfig};
 use super::spawn::spawn;
 use super::tasks::TaskTable;
 use crate::dataplane::{Dataplane, DataplaneConfig};
-use crate::gossip::{Gossip, GossipConfig, Timing};
 use crate::helper::HelperClient;
-use crate::keys::{KeysConfig, NodeKeys};
+use crate::keys::KeysConfig;
 use crate::manager::Manager;
 use crate::sys;
 use crate::sys::clock::Clock;
 use crate::types::BootId;
 use arc_swap::ArcSwap;
 use smol::channel::{Receiver, Sender, bounded};
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
@@ -104,20 +103,8 @@ impl Runtime {
             hostname: environment.hostname.clone(),
             clock,
             inner_mtu: inner_mtu(membership.addresses.data)?,
-            keys: NodeKeys::new(KeysConfig {
-                cluster: membership.cluster,
-                fork: membership.fork,
-                node: membership.node,
-                boot,
-            }),
-            gossip: Gossip::new(
-                GossipConfig {
-                    cluster: membership.cluster,
-                    fork: membership.fork,
-                    node: membership.node,
-                    boot,
-                    timing: Timing::default(),
-                },
+            core: Core::new(
+                KeysConfig { cluster: membership.cluster, fork: membership.fork, node: membership.node, boot },
                 clock.now(),
                 sys::random::bytes(),
             ),
@@ -127,21 +114,12 @@ impl Runtime {
             helper: environment.helper.clone(),
             outcomes,
             link,
-            swarm: None,
-            gone: BTreeSet::new(),
-            networks: BTreeMap::new(),
-            nodes: BTreeMap::new(),
-            commands: Vec::new(),
             view: view.clone(),
-            names: Vec::new(),
             error: String::new(),
             settled: false,
             stopping: false,
             removed: false,
             clock_check: (clock.now(), clock.wall_offset_ms()),
-            new_boot: None,
-            forked: None,
-            membership: membership.clone(),
         };
         let inputs = Inputs {
             session: session_receiver,

@@ -23,8 +23,10 @@ impl Engine {
         if let Some(stats) = &stats {
             drops.extend(stats.drops.iter().map(|(reason, count)| (reason.name().to_string(), count)));
         }
-        drops.extend(self.gossip.drops().iter().map(|(reason, count)| (format!("gossip.{}", reason.name()), count)));
-        drops.insert("keys.bad_public".into(), self.keys.bad_publics());
+        drops.extend(
+            self.core.gossip.drops().iter().map(|(reason, count)| (format!("gossip.{}", reason.name()), count)),
+        );
+        drops.insert("keys.bad_public".into(), self.core.keys.bad_publics());
         drops.retain(|_, count| *count > 0);
         Status {
             boot: self.boot.to_string(),
@@ -32,12 +34,14 @@ impl Engine {
             manager_heard_ms_ago: self.link.heard_at.filter(|_| self.link.up).map(age),
             peers: self.peers(stats.as_ref(), now),
             networks: self
+                .core
                 .networks
                 .values()
                 .map(|view| (view.id, view.name.clone(), transform(view.transform), view.subnet.to_string()))
                 .collect(),
             sas: stats.iter().flat_map(|stats| &stats.sas).map(sa_status).collect(),
             epochs: self
+                .core
                 .keys
                 .epochs()
                 .into_iter()
@@ -66,10 +70,12 @@ impl Engine {
     }
 
     fn peers(&self, stats: Option<&Stats>, now: Time) -> Vec<PeerStatus> {
-        let members: BTreeMap<NodeId, MemberView> = self.gossip.members().map(|member| (member.node, member)).collect();
+        let members: BTreeMap<NodeId, MemberView> =
+            self.core.gossip.members().map(|member| (member.node, member)).collect();
         let links =
             |node: NodeId| stats.into_iter().flat_map(|stats| &stats.links).filter(move |link| link.peer == node);
-        self.nodes
+        self.core
+            .nodes
             .values()
             .map(|record| peer_status(record, members.get(&record.node), links(record.node), now))
             .collect()

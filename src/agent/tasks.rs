@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 /// What is to be done for a task.
 #[derive(Debug, PartialEq)]
-pub(super) enum Step {
+pub(crate) enum Step {
     /// Make its namespace and devices; then [`TaskTable::created`].
     Create(Box<TaskAssignment>),
     /// Start its command; then [`TaskTable::started`].
@@ -29,10 +29,10 @@ pub(super) enum Step {
 
 /// Why a task could not be created or started.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct StartError {
+pub(crate) struct StartError {
     /// It never can be here (unknown image): `rejected`, not `failed`.
-    pub(super) rejected: bool,
-    pub(super) reason: String,
+    pub(crate) rejected: bool,
+    pub(crate) reason: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,14 +54,14 @@ struct Entry {
 
 /// The table.
 #[derive(Default)]
-pub(super) struct TaskTable {
+pub(crate) struct TaskTable {
     entries: BTreeMap<TaskId, Entry>,
     steps: VecDeque<Step>,
 }
 
 impl TaskTable {
     /// Takes over what shall be.
-    pub(super) fn want(&mut self, desired: &BTreeMap<TaskId, TaskAssignment>, now: UnixTime) {
+    pub(crate) fn want(&mut self, desired: &BTreeMap<TaskId, TaskAssignment>, now: UnixTime) {
         for (id, assignment) in desired {
             let run = assignment.desired <= TaskState::Running;
             match self.entries.get_mut(id) {
@@ -86,7 +86,7 @@ impl TaskTable {
     }
 
     /// Namespace and devices are there, or not.
-    pub(super) fn created(&mut self, id: TaskId, outcome: Result<(), StartError>, now: UnixTime) {
+    pub(crate) fn created(&mut self, id: TaskId, outcome: Result<(), StartError>, now: UnixTime) {
         let Some(entry) = self.entries.get_mut(&id).filter(|entry| entry.phase == Phase::Creating) else { return };
         match outcome {
             Ok(()) if entry.stop => self.end(id, TaskState::Shutdown, "stopped before it started", "", None, now),
@@ -100,7 +100,7 @@ impl TaskTable {
     }
 
     /// The command runs, or not.
-    pub(super) fn started(&mut self, id: TaskId, outcome: Result<u32, StartError>, now: UnixTime) {
+    pub(crate) fn started(&mut self, id: TaskId, outcome: Result<u32, StartError>, now: UnixTime) {
         let Some(entry) = self.entries.get_mut(&id).filter(|entry| entry.phase == Phase::Starting) else { return };
         match outcome {
             Ok(pid) => {
@@ -117,7 +117,7 @@ impl TaskTable {
     }
 
     /// The command has ended.
-    pub(super) fn exited(&mut self, id: TaskId, code: i32, error: &str, now: UnixTime) {
+    pub(crate) fn exited(&mut self, id: TaskId, code: i32, error: &str, now: UnixTime) {
         let Some(entry) = self.entries.get(&id) else { return };
         match (entry.phase, code) {
             (Phase::Removing | Phase::Gone, _) => {}
@@ -131,12 +131,12 @@ impl TaskTable {
     }
 
     /// A device of the task died under it: the task is of no use any more.
-    pub(super) fn device_lost(&mut self, id: TaskId) {
+    pub(crate) fn device_lost(&mut self, id: TaskId) {
         self.stop(id);
     }
 
     /// Nothing is left of it.
-    pub(super) fn removed(&mut self, id: TaskId) {
+    pub(crate) fn removed(&mut self, id: TaskId) {
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.phase = Phase::Gone;
             self.steps.push_back(Step::ReportGone(id));
@@ -144,7 +144,7 @@ impl TaskTable {
     }
 
     /// A new session: tells the managers again.
-    pub(super) fn report_again(&mut self) {
+    pub(crate) fn report_again(&mut self) {
         for (&id, entry) in &self.entries {
             self.steps.push_back(Step::Report(id, entry.status.clone()));
             if entry.phase == Phase::Gone {
@@ -154,17 +154,17 @@ impl TaskTable {
     }
 
     /// Whether nothing runs and nothing is being removed.
-    pub(super) fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.entries.values().all(|entry| entry.phase == Phase::Gone)
     }
 
     /// The next step.
-    pub(super) fn poll_step(&mut self) -> Option<Step> {
+    pub(crate) fn poll_step(&mut self) -> Option<Step> {
         self.steps.pop_front()
     }
 
     /// All tasks that are not gone.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&TaskAssignment, &TaskStatus)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&TaskAssignment, &TaskStatus)> {
         self.entries.values().filter(|entry| entry.phase != Phase::Gone).map(|entry| (&entry.assignment, &entry.status))
     }
 

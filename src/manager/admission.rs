@@ -4,7 +4,7 @@ use super::authority::{self, AuthorityError, Issued, Names};
 use super::drops::ControlDrop;
 use super::handle::{Inner, ManagerError};
 use super::listener::Connection;
-use super::planner::set_state;
+use super::news::set_state;
 use super::{random, wall_clock};
 use crate::cluster::{Command, NodeState, State};
 use crate::crypto;

@@ -47,7 +47,7 @@ struct Kept {
 
 /// The signed records, in the order in which they were made.
 #[derive(Default)]
-pub(super) struct RecordBook {
+pub(crate) struct RecordBook {
     index: u64,
     sequence: u64,
     records: BTreeMap<RecordKey, Kept>,
@@ -65,7 +65,7 @@ struct Attester<'a> {
 
 impl RecordBook {
     /// Brings the book up to the state.
-    pub(super) fn update(&mut self, state: &State) {
+    pub(crate) fn update(&mut self, state: &State) {
         if self.index == state.index {
             return;
         }
@@ -89,7 +89,7 @@ impl RecordBook {
     }
 
     /// The records made after `cursor`, oldest first, and the cursor after them.
-    pub(super) fn since(&self, cursor: u64) -> (Vec<Vec<u8>>, u64) {
+    pub(crate) fn since(&self, cursor: u64) -> (Vec<Vec<u8>>, u64) {
         let newer = self.order.range(cursor.saturating_add(1)..);
         let records = newer.filter_map(|(_, key)| self.records.get(key)).map(|kept| kept.encoded.clone()).collect();
         (records, self.sequence)

@@ -7,13 +7,13 @@ macro_rules! drop_reasons {
     ($($(#[$doc:meta])* $name:ident = $text:literal),+ $(,)?) => {
         /// Why the control port turned something away.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub(super) enum ControlDrop { $($(#[$doc])* $name),+ }
+        pub(crate) enum ControlDrop { $($(#[$doc])* $name),+ }
 
         impl ControlDrop {
             const ALL: &'static [ControlDrop] = &[$(ControlDrop::$name),+];
 
             /// The metric's name.
-            pub(super) fn name(self) -> &'static str {
+            pub(crate) fn name(self) -> &'static str {
                 match self { $(ControlDrop::$name => $text),+ }
             }
         }
@@ -57,17 +57,17 @@ drop_reasons! {
 
 /// The counters.
 #[derive(Default)]
-pub(super) struct Drops([AtomicU64; ControlDrop::ALL.len()]);
+pub(crate) struct Drops([AtomicU64; ControlDrop::ALL.len()]);
 
 impl Drops {
-    pub(super) fn count(&self, reason: ControlDrop) {
+    pub(crate) fn count(&self, reason: ControlDrop) {
         if let Some(counter) = self.0.get(reason as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// The reasons that occurred.
-    pub(super) fn read(&self) -> BTreeMap<&'static str, u64> {
+    pub(crate) fn read(&self) -> BTreeMap<&'static str, u64> {
         let counts =
             ControlDrop::ALL.iter().zip(&self.0).map(|(why, count)| (why.name(), count.load(Ordering::Relaxed)));
         counts.filter(|(_, count)| *count > 0).collect()

@@ -7,7 +7,7 @@
 //! - `planner`: proposes what time and the state ask for: placements, rotations, nodes that fell silent.
 //! - `authority`: the certificate authority.
 //! - `listener`, `admission`, `session`: the control port: who may speak; joining; the sessions of the nodes.
-//! - `push`: what one node may know of the state. `book`: the signed records.
+//! - `news`: what the managers make of what nodes say. `push`: what one node may know of the state. `book`: the signed records.
 //!
 //! Invariants: a command is durable before its proposer hears of it; readers see applied states only; a network's key
 //! goes only to nodes with a task on the network; a master goes nowhere.
@@ -15,12 +15,13 @@
 mod actor;
 mod admission;
 mod authority;
-mod book;
+pub(crate) mod book;
 mod drops;
 mod handle;
 mod listener;
+pub(crate) mod news;
 mod planner;
-mod push;
+pub(crate) mod push;
 mod session;
 mod store;
 mod tasks;

@@ -2,30 +2,19 @@
 
 use super::actor::Published;
 use super::handle::Inner;
+use super::news::{self, Seen};
 use super::{random, wall_clock};
 use crate::cluster::ring::{self, RingStep};
-use crate::cluster::{Command, NodeState, State, schedule};
-use crate::types::{Key32, NodeId, TaskId, Time};
+use crate::cluster::{Command, State, schedule};
+use crate::types::{Key32, TaskId, Time};
 use smol::future::FutureExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Heartbeats that a node may miss.
-pub(super) const MISSED_HEARTBEATS: u32 = 3;
 /// Time between two looks when nothing happens.
 const TICK: Duration = Duration::from_secs(1);
 /// Time between two looks when much happens: changes in between are seen together.
 const GAP: Duration = Duration::from_millis(20);
-
-/// How long a node may be silent.
-pub(super) fn window(state: &State) -> Duration {
-    heartbeat(state) * MISSED_HEARTBEATS
-}
-
-/// Time between two heartbeats.
-pub(super) fn heartbeat(state: &State) -> Duration {
-    Duration::from_secs(u64::from(state.cluster.spec.heartbeat_secs.max(1)))
-}
 
 /// Runs until it is dropped.
 pub(super) async fn run(inner: Arc<Inner>) {
@@ -73,31 +62,12 @@ fn key_command(step: RingStep) -> Command {
     }
 }
 
-/// A node is down when nothing was heard of it for a window, not before one window after our own start; a node with
-/// an open session is ready.
+/// Nobody is silent before one window after our own start.
 fn liveness(inner: &Inner, state: &State) -> Vec<Command> {
-    let (now, window) = (Instant::now(), window(state));
-    let mut commands = Vec::new();
-    for node in state.nodes.values() {
-        let heard = inner.sessions.heard(node.id);
+    let (now, window) = (Instant::now(), news::window(state));
+    news::liveness(state, |node| {
+        let heard = inner.sessions.heard(node);
         let last = heard.last.unwrap_or(inner.started).max(inner.started);
-        let silent = now.saturating_duration_since(last) > window;
-        let change = |to: NodeState, message: &str| set_state(node.id, to, message);
-        match node.state {
-            NodeState::Ready if silent => {
-                tracing::warn!(node = %node.id, hostname = %node.hostname, "node is down: heartbeats missed");
-                commands.push(change(NodeState::Down, "heartbeat failure"));
-            }
-            NodeState::Unknown | NodeState::Down if heard.open && !silent => {
-                commands.push(change(NodeState::Ready, ""))
-            }
-            NodeState::Unknown | NodeState::Ready | NodeState::Down => {}
-        }
-    }
-    commands
-}
-
-/// The command that sets how a node is seen.
-pub(super) fn set_state(node: NodeId, state: NodeState, message: &str) -> Command {
-    Command::SetNodeState { node, state, message: message.to_owned() }
+        Seen { open: heard.open, silent: now.saturating_duration_since(last) > window }
+    })
 }

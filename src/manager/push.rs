@@ -14,19 +14,19 @@ use zeroize::Zeroizing;
 const PAGE_BYTES: usize = 256 << 10;
 
 /// One push.
-pub(super) struct Push {
+pub(crate) struct Push {
     /// The encoded frames.
-    pub(super) frames: Vec<Zeroizing<Vec<u8>>>,
+    pub(crate) frames: Vec<Zeroizing<Vec<u8>>>,
     /// Digest of the desired state in it: equal digests say the same.
-    pub(super) digest: [u8; 32],
+    pub(crate) digest: [u8; 32],
     /// Whether it carries records.
-    pub(super) records: bool,
+    pub(crate) records: bool,
     /// The book's cursor after its records.
-    pub(super) cursor: u64,
+    pub(crate) cursor: u64,
 }
 
 /// The push for `node`, with the records that came after `cursor`.
-pub(super) fn compose(state: &State, node: NodeId, book: &RecordBook, cursor: u64) -> Result<Push, FrameError> {
+pub(crate) fn compose(state: &State, node: NodeId, book: &RecordBook, cursor: u64) -> Result<Push, FrameError> {
     let networks = state.networks_of(node);
     let networks: Vec<NetworkId> = networks.into_iter().collect();
     let mut frames = vec![

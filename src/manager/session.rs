@@ -4,12 +4,12 @@ use super::admission::{check_hello, identify};
 use super::drops::ControlDrop;
 use super::handle::{Inner, ManagerError};
 use super::listener::{Connection, Reader, Writer, count_stream_error};
-use super::planner::{heartbeat, window};
+use super::news::{self, Speaker, heartbeat, window};
 use super::push;
-use crate::cluster::{Command, Reply, State};
+use crate::cluster::{Command, Reply};
 use crate::tls::StreamError;
-use crate::types::{BootId, EpochPhase, NodeId, TaskId, TaskStatus};
-use crate::wire::control::{Answer, FromAgent, PAGE_ENTRIES, SessionRequest, ToAgent};
+use crate::types::{BootId, NodeId};
+use crate::wire::control::{Answer, FromAgent, SessionRequest, ToAgent};
 use crate::wire::frame;
 use smol::channel::{Receiver, Sender, bounded};
 use smol::future::FutureExt as _;
@@ -23,10 +23,6 @@ const PUSH_GAP: Duration = Duration::from_millis(20);
 /// Proposals of one session at once, and the time until one more is taken: a node cannot flood the log.
 const PROPOSALS_BURST: u32 = 500;
 const PROPOSAL_REFILL: Duration = Duration::from_millis(5);
-/// Octets of a message or error of a task that are kept.
-const MAX_STATUS_BYTES: usize = 1024;
-/// Seconds between two early rotations that count (the state has the last word).
-const EARLY_ROTATION_SECS: u64 = 600;
 
 /// Why a session ends from this side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -177,7 +173,7 @@ pub(super) async fn serve(inner: Arc<Inner>, connection: Connection, request: Se
         }
     };
     claim.hear(true);
-    let session = Session { inner, node, boot, claim, told: Mutex::default() };
+    let session = Session { inner, node, boot, claim, speaker: Mutex::new(Speaker::new(node, boot)) };
     session.run(connection, boot_index, ended).await;
 }
 
@@ -186,8 +182,7 @@ struct Session {
     node: NodeId,
     boot: BootId,
     claim: Claim,
-    /// What this session said last of each of the node's tasks that the state still has.
-    told: Mutex<BTreeMap<TaskId, TaskStatus>>,
+    speaker: Mutex<Speaker>,
 }
 
 impl Session {
@@ -242,8 +237,7 @@ impl Session {
                 }
                 continue;
             }
-            let command = self.inner.published.with(|state| self.command(state, message));
-            let Some(command) = command else { continue };
+            let Some(command) = self.command(message) else { continue };
             pace.step().await;
             match self.inner.propose(command).await {
                 Ok(_) => {}
@@ -255,69 +249,11 @@ impl Session {
         }
     }
 
-    /// The command a message asks for; `None` when it changes nothing, so that repetition does not write the log.
-    fn command(&self, state: &State, message: FromAgent) -> Option<Command> {
-        let (node, boot) = (self.node, self.boot);
-        let held = |epoch| state.ring.epochs.iter().find(|held| held.epoch == epoch);
-        match message {
-            FromAgent::Heartbeat => None,
-            FromAgent::Public { epoch, public } => {
-                held(epoch)?;
-                let known = state.nodes.get(&node).and_then(|known| known.publics.get(&epoch));
-                (known != Some(&public)).then_some(Command::SetPublic { node, boot, epoch, public })
-            }
-            FromAgent::Ready { epoch } => {
-                let held = held(epoch)?;
-                let news = held.participants.contains(&node) && !held.ready.contains(&node);
-                news.then_some(Command::SetReady { node, epoch })
-            }
-            FromAgent::Sending { epoch } => {
-                let held = held(epoch)?;
-                let news = held.phase == EpochPhase::Current && !held.sending.contains(&node);
-                news.then_some(Command::SetSending { node, epoch })
-            }
-            FromAgent::RotateEarly => {
-                let last = state.ring.last_early_rotation;
-                let due = last.is_none_or(|at| super::wall_clock().0.saturating_sub(at.0) >= EARLY_ROTATION_SECS);
-                due.then_some(Command::RequestEarlyRotation { node })
-            }
-            FromAgent::Tasks { statuses } => self.report(state, statuses),
-            FromAgent::TaskGone { id } => match state.tasks.get(&id) {
-                Some(task) if task.node == Some(node) => (!task.gone).then_some(Command::ConfirmTaskGone { node, id }),
-                // Forgotten already: the agent repeats itself until it hears so.
-                None => None,
-                Some(_) => {
-                    self.inner.drops.count(ControlDrop::ForeignTask);
-                    None
-                }
-            },
-        }
-    }
-
-    /// News of the node's own tasks.
-    fn report(&self, state: &State, statuses: Vec<(TaskId, TaskStatus)>) -> Option<Command> {
-        if statuses.len() > PAGE_ENTRIES {
-            self.inner.drops.count(ControlDrop::PageTooLong);
-            return None;
-        }
-        let mut news = Vec::new();
-        for (id, mut status) in statuses {
-            let Some(task) = state.tasks.get(&id) else { continue };
-            if task.node != Some(self.node) {
-                self.inner.drops.count(ControlDrop::ForeignTask);
-                continue;
-            }
-            shorten(&mut status.message);
-            shorten(&mut status.error);
-            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-            let repeated = told.get(&id).is_some_and(|told| says_the_same(told, &status));
-            if !repeated && !task.gone && !says_the_same(&task.status, &status) {
-                told.retain(|id, _| state.tasks.contains_key(id));
-                told.insert(id, status.clone());
-                news.push((id, status));
-            }
-        }
-        (!news.is_empty()).then_some(Command::ReportTasks { node: self.node, statuses: news })
+    fn command(&self, message: FromAgent) -> Option<Command> {
+        self.inner.published.with(|state| {
+            let mut speaker = self.speaker.lock().unwrap_or_else(PoisonError::into_inner);
+            news::command(state, &mut speaker, message, super::wall_clock(), &mut |drop| self.inner.drops.count(drop))
+        })
     }
 
     /// Hands out the desired state now and after each change.
@@ -353,19 +289,6 @@ impl Session {
             push::compose(state, self.node, &book, cursor)
         })
     }
-}
-
-fn shorten(text: &mut String) {
-    let end = (0..=MAX_STATUS_BYTES.min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
-    text.truncate(end);
-}
-
-/// The time alone is no news.
-fn says_the_same(known: &TaskStatus, told: &TaskStatus) -> bool {
-    let what = |status: &TaskStatus| {
-        (status.state, status.message.clone(), status.error.clone(), status.exit_code, status.pid)
-    };
-    what(known) == what(told)
 }
 
 /// Slows a session down that proposes too much.

@@ -1,0 +1,314 @@
+//! What a node does about keys, gossip, records and its data plane's tables (pure): inputs come in, what is to be done
+//! comes out as commands of the data plane and messages to the managers. The engine runs it on sockets and the
+//! system's clock, the simulation on a virtual network.
+//!
+//! It needs no manager to go on: without a session it keeps tables and keys, and follows signed records.
+//!
+//! Order matters in two places. A push is acted upon keys first, so that an endpoint never appears before it can be
+//! sealed for. And [`Core::settle`] goes on until no machine wants anything, since each may set the others going.
+
+use super::push::Push;
+use crate::dataplane::{DataCommand, DataEvent, SaRefusal};
+use crate::esp::Direction;
+use crate::gossip::{EpochKeys, Gossip, GossipConfig, GossipEvent, Timing};
+use crate::keys::{KeyEvent, KeysConfig, NodeKeys};
+use crate::types::{Fork, Key32, NetworkId, NodeId, TaskAssignment, TaskId, Time};
+use crate::wire::control::{FromAgent, NetworkView, SwarmView};
+use crate::wire::record::{
+    EndpointRecord, NodeRecord, RecordBody, RecordKey, SignedRecord, TrustBundle, VerifiedRecord,
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The machines of one boot of a node, and what they were told.
+pub(crate) struct Core {
+    config: KeysConfig,
+    pub(crate) keys: NodeKeys,
+    pub(crate) gossip: Gossip,
+    pub(crate) swarm: Option<SwarmView>,
+    gone: BTreeSet<NodeId>,
+    pub(crate) networks: BTreeMap<NetworkId, NetworkView>,
+    pub(crate) nodes: BTreeMap<NodeId, NodeRecord>,
+    pub(crate) names: Vec<(NetworkId, String)>,
+    /// To be applied to the data plane as one, in order.
+    pub(crate) commands: Vec<DataCommand>,
+    /// For the managers; without a session it is told at the next one.
+    pub(crate) outgoing: Vec<FromAgent>,
+    /// Peers use a ring that this node lacks: a session is wanted now.
+    pub(crate) wants_session: bool,
+    /// Only a new boot helps: why.
+    pub(crate) new_boot: Option<String>,
+    /// A later life of the managers' state than this node's.
+    pub(crate) forked: Option<Fork>,
+}
+
+impl Core {
+    /// A node that was told nothing yet. `seed` is secret and never used twice.
+    pub(crate) fn new(config: KeysConfig, now: Time, seed: [u8; 32]) -> Core {
+        let KeysConfig { cluster, fork, node, boot } = config;
+        let gossip = GossipConfig { cluster, fork, node, boot, timing: Timing::default() };
+        Core {
+            config,
+            keys: NodeKeys::new(config),
+            gossip: Gossip::new(gossip, now, seed),
+            swarm: None,
+            gone: BTreeSet::new(),
+            networks: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            names: Vec::new(),
+            commands: Vec::new(),
+            outgoing: Vec::new(),
+            wants_session: false,
+            new_boot: None,
+            forked: None,
+        }
+    }
+
+    /// A session with the managers is open: they are told again what they may have missed.
+    pub(crate) fn handle_session(&mut self, now: Time) {
+        self.keys.report_again(now);
+    }
+
+    /// Acts on a complete push; gives the tasks that it wants, or nothing when it is refused.
+    pub(crate) fn apply(
+        &mut self,
+        push: Push,
+        draw: &mut dyn FnMut() -> Key32,
+        now: Time,
+    ) -> Option<BTreeMap<TaskId, TaskAssignment>> {
+        let Push { swarm, ring, names, networks, tasks, records } = push;
+        let swarm = swarm.filter(|swarm| self.is_of_our_fork(swarm))?;
+        self.gossip.set_trust(TrustBundle { keys: swarm.attestation.clone(), fork: swarm.fork });
+        self.remove_nodes(&swarm.gone, now);
+        self.swarm = Some(swarm);
+        self.names = names;
+        let new: BTreeMap<NetworkId, NetworkView> = networks.iter().map(|view| (view.id, view.clone())).collect();
+        let networks_changed = new != self.networks;
+        self.apply_networks(new);
+        self.keys.handle_networks(&networks, now);
+        if let Some(ring) = ring {
+            self.keys.handle_ring(ring, draw, now);
+        }
+        self.hand_over_key_events();
+        self.insert_records(&records, now);
+        if networks_changed {
+            self.rescan_endpoints();
+        }
+        Some(tasks)
+    }
+
+    fn insert_records(&mut self, encoded: &[Vec<u8>], now: Time) {
+        let records = encoded.iter().filter_map(|encoded| match SignedRecord::parse(encoded) {
+            Ok(record) => Some(record),
+            Err(error) => {
+                tracing::error!(%error, "a manager sent a malformed record");
+                None
+            }
+        });
+        let records: Vec<SignedRecord> = records.collect();
+        if let Some(own) = records.iter().rev().find(|record| record.key() == RecordKey::Node(self.config.node))
+            && let Err(error) = self.gossip.set_own_record(own.clone(), now)
+        {
+            tracing::warn!(%error, "this node's own record was not taken");
+        }
+        self.gossip.insert_records(records, now);
+    }
+
+    /// A lower fork is refused; a higher one ends this life.
+    fn is_of_our_fork(&mut self, swarm: &SwarmView) -> bool {
+        let ours = self.config.fork;
+        if swarm.fork > ours {
+            self.forked = Some(swarm.fork);
+            self.new_boot = Some(format!("the swarm's state began a new life ({})", swarm.fork.0));
+        } else if swarm.fork < ours {
+            tracing::error!(
+                theirs = swarm.fork.0,
+                ours = ours.0,
+                "a manager speaks for an older life of the swarm's state: refused"
+            );
+        }
+        swarm.fork == ours
+    }
+
+    /// Drops all that belongs to removed nodes, at once.
+    fn remove_nodes(&mut self, gone: &[NodeId], now: Time) {
+        let news: Vec<NodeId> = gone.iter().copied().filter(|node| self.gone.insert(*node)).collect();
+        if news.is_empty() {
+            return;
+        }
+        for &node in &news {
+            tracing::info!(%node, "node is gone: its records, keys and SAs are dropped");
+            self.gossip.remove_node(node);
+            self.nodes.remove(&node);
+            self.commands.extend(self.networks.keys().map(|&network| DataCommand::RemovePeer { network, peer: node }));
+        }
+        let all: Vec<NodeId> = self.gone.iter().copied().collect();
+        self.keys.handle_gone(&all, now);
+    }
+
+    fn apply_networks(&mut self, new: BTreeMap<NetworkId, NetworkView>) {
+        for id in self.networks.keys().filter(|id| !new.contains_key(id)) {
+            self.commands.push(DataCommand::RemoveNetwork { network: *id });
+        }
+        for view in new.values().filter(|view| !self.networks.contains_key(&view.id)) {
+            self.commands.push(DataCommand::SetNetwork {
+                network: view.id,
+                transform: view.transform,
+                subnet: Some(view.subnet),
+            });
+        }
+        self.networks = new;
+    }
+
+    /// Takes in what the data plane tells about keys; other events are not for this machine.
+    pub(crate) fn handle_data(&mut self, event: DataEvent, now: Time) {
+        match event {
+            DataEvent::Authenticated { identity } => self.keys.handle_authenticated(&identity, now),
+            DataEvent::Control { identity, message } => self.keys.handle_control(&identity, message, now),
+            DataEvent::SoftLimit { .. } => self.outgoing.push(FromAgent::RotateEarly),
+            DataEvent::SaRefused { identity, reason } => {
+                tracing::error!(peer = %identity.dst, %reason, "an SA was refused");
+                if let SaRefusal::Install(error) = reason
+                    && error.needs_new_boot()
+                {
+                    self.new_boot = Some(error.to_string());
+                }
+            }
+            DataEvent::EndpointLost { .. } | DataEvent::WorkerFailed { .. } => {}
+        }
+    }
+
+    /// Does what is due.
+    pub(crate) fn handle_timeout(&mut self, now: Time) {
+        self.keys.handle_timeout(now);
+        self.gossip.handle_timeout(now);
+    }
+
+    /// When [`Core::handle_timeout`] wants to be called.
+    pub(crate) fn poll_timeout(&self) -> Option<Time> {
+        self.keys.poll_timeout().into_iter().chain(self.gossip.poll_timeout()).min()
+    }
+
+    /// To be called after every input: until no machine wants anything.
+    pub(crate) fn settle(&mut self, now: Time) {
+        loop {
+            self.hand_over_key_events();
+            match self.gossip.poll_event() {
+                Some(event) => self.handle_gossip(event, now),
+                None => break,
+            }
+        }
+    }
+
+    fn hand_over_key_events(&mut self) {
+        while let Some(event) = self.keys.poll_event() {
+            match event {
+                KeyEvent::Held { epoch, gossip_key, secret } => {
+                    if let Err(error) = self.gossip.set_epoch(EpochKeys { epoch, gossip_key, secret }) {
+                        tracing::error!(%epoch, %error, "gossip refuses the epoch");
+                    }
+                }
+                KeyEvent::Active(epoch) => {
+                    tracing::info!(%epoch, "epoch is active");
+                    self.gossip.set_active(epoch);
+                }
+                KeyEvent::Erase(epoch) => {
+                    tracing::info!(%epoch, "epoch is erased");
+                    self.gossip.erase_epoch(epoch);
+                    self.commands.push(DataCommand::EraseEpoch(epoch));
+                }
+                KeyEvent::Install { identity, keys } => {
+                    let outbound = identity.src == self.config.node;
+                    let direction = if outbound { Direction::Outbound } else { Direction::Inbound };
+                    self.commands.push(DataCommand::InstallSa { identity, keys, direction });
+                }
+                KeyEvent::Suspend(identity) => self.commands.push(DataCommand::SuspendSa { identity }),
+                KeyEvent::Send(outbound) => {
+                    let (network, peer) = (outbound.network, outbound.dst);
+                    self.commands.push(DataCommand::SetSending { network, peer, outbound });
+                }
+                KeyEvent::StopSending { network, peer } => {
+                    self.commands.push(DataCommand::StopSending { network, peer });
+                }
+                KeyEvent::Control { outbound, message } => {
+                    self.commands.push(DataCommand::SendControl { outbound, message });
+                }
+                KeyEvent::ReportPublic { epoch, public } => self.outgoing.push(FromAgent::Public { epoch, public }),
+                KeyEvent::ReportReady(epoch) => self.outgoing.push(FromAgent::Ready { epoch }),
+                KeyEvent::ReportSending(epoch) => self.outgoing.push(FromAgent::Sending { epoch }),
+            }
+        }
+    }
+
+    fn handle_gossip(&mut self, event: GossipEvent, now: Time) {
+        match event {
+            GossipEvent::RecordAccepted(record) => self.handle_record(&record, now),
+            GossipEvent::NodeDown { node, .. } => tracing::info!(%node, "gossip: node does not answer"),
+            GossipEvent::NodeUp { node, .. } => tracing::info!(%node, "gossip: node answers"),
+            GossipEvent::ClonedIdentity => {
+                let text =
+                    "another host uses this node's identity (a running node must not be cloned): a new boot is needed";
+                self.new_boot = Some(text.into());
+            }
+            GossipEvent::NewBootNeeded => {
+                self.new_boot = Some("gossip ran out of room for its counters: a new boot is needed".into());
+            }
+            GossipEvent::NeedRing { epoch } => {
+                tracing::warn!(%epoch, "peers use an epoch that this node lacks");
+                self.wants_session = true;
+            }
+            GossipEvent::RecordExpired(RecordKey::Endpoint(_) | RecordKey::Ring | RecordKey::Node(_))
+            | GossipEvent::NodeSuspect { .. } => {}
+        }
+    }
+
+    fn handle_record(&mut self, record: &VerifiedRecord, now: Time) {
+        match record.body() {
+            RecordBody::Node(node) => self.handle_node_record(node.clone(), now),
+            RecordBody::Gone(node) => self.remove_nodes(&[*node], now),
+            RecordBody::Endpoint(endpoint) => self.handle_endpoint(record, &endpoint.clone()),
+            RecordBody::Ring(ring) => self.keys.handle_activation(ring.active, now),
+        }
+    }
+
+    fn handle_node_record(&mut self, node: NodeRecord, now: Time) {
+        if node.node == self.config.node || self.gone.contains(&node.node) {
+            return;
+        }
+        if !self.keys.handle_record(&node, now) {
+            tracing::error!(node = %node.node, "a second, different public for one boot and epoch: refused");
+            return;
+        }
+        self.commands.push(DataCommand::SetPeerAddress { peer: node.node, address: node.addresses.data });
+        self.nodes.insert(node.node, node);
+    }
+
+    /// Enters an endpoint into the data plane's tables, if it is on a network of this node.
+    fn handle_endpoint(&mut self, record: &VerifiedRecord, endpoint: &EndpointRecord) {
+        let network = endpoint.key.network;
+        if endpoint.node == self.config.node || !self.networks.contains_key(&network) {
+            return;
+        }
+        let Some(key) = self.keys.network_key(record.version().epoch, network) else { return };
+        match record.open_endpoint(key, self.config.cluster) {
+            Ok(body) => self.commands.push(DataCommand::SetRemote {
+                network,
+                address: body.address,
+                peer: endpoint.node,
+                generation: endpoint.generation,
+                alive: endpoint.alive,
+            }),
+            Err(error) => tracing::error!(%error, "an endpoint record does not open with its network's key"),
+        }
+    }
+
+    /// Enters the endpoints that were known before their network was.
+    fn rescan_endpoints(&mut self) {
+        let records: Vec<VerifiedRecord> =
+            self.gossip.records().filter(|record| record.endpoint().is_some()).cloned().collect();
+        for record in &records {
+            if let Some(endpoint) = record.endpoint() {
+                self.handle_endpoint(record, &endpoint.clone());
+            }
+        }
+    }
+}
