@@ -4,7 +4,7 @@
 //! every name is a type that only its parser makes, bytes left over are an error, and nothing here can panic.
 //! Not here: what is true at the moment (does the task exist, is the image there); that is the server's.
 //!
-//! A request is 8 bytes of little-endian id and a postcard [`Verb`]; a message back is a postcard [`Message`].
+//! A request is 8 bytes of little-endian id and a postcard [`Verb`]; a message back is a postcard `Message`.
 #![forbid(unsafe_code)]
 #![deny(clippy::disallowed_methods)]
 

@@ -51,9 +51,11 @@ pub(super) fn remove(paths: &Paths) -> io::Result<()> {
     unmount_below(&paths.tasks)?;
     unmount_below(&paths.images)?;
     remove_tree(&paths.tasks)?;
-    make_dir(&paths.tasks)?;
-    make_dir(&paths.images)?;
-    for entry in std::fs::read_dir(&paths.images)? {
+    let entries = match std::fs::read_dir(&paths.images) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(|error| explain(paths.images.display(), error))?,
+    };
+    for entry in entries {
         let entry = entry?;
         if entry.file_name().as_encoded_bytes().starts_with(b".") {
             remove_tree(&entry.path())?;

@@ -91,6 +91,8 @@ impl<'a> Server<'a> {
         let paths = Paths { tasks: state.join("tasks"), images: state.join("images"), state };
         let lock = leftovers::lock(&paths.state)?;
         leftovers::remove(&paths)?;
+        leftovers::make_dir(&paths.tasks)?;
+        leftovers::make_dir(&paths.images)?;
         Ok(Server {
             socket,
             signals,

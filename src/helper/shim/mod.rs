@@ -2,7 +2,7 @@
 //! one. It receives its specification over a socket, never in argv: the environment may hold secrets.
 //!
 //! For a task: enter the network namespace, make the mount, UTS, IPC, pid (and cgroup) namespaces, fork the
-//! [`init`] that builds the [`root`] and runs the command; then wait and end with its code. For a command: enter the
+//! init that builds the root and runs the command; then wait and end with its code. For a command: enter the
 //! namespaces of the task's init, fork it, wait.
 //!
 //! Descriptors at its start: 0-2 of the command, 3 the socket to the helper, 4 the network namespace or the

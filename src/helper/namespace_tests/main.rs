@@ -4,28 +4,23 @@
 //! A program without libtest, since the helper must be forked while there is one thread. It speaks enough of
 //! libtest's command line for `cargo test` and `cargo nextest`.
 
-use formic::helper::verbs::{
-    CommandSpec, Environment, ErrorKind, Event, ExecId, Image, ImageName, Interface, SignalTarget, TaskLaunch,
-    VerbError,
-};
-use formic::helper::{self, HelperClient, HelperHandle, HelperOptions, Stdio};
+mod support;
+
+use formic::helper;
+use formic::helper::verbs::{Environment, ErrorKind, Event, Image, ImageName, SignalTarget, TaskLaunch};
 use formic::sys::privileges;
 use formic::sys::tun::{TunDevice, TunDriver};
-use formic::types::TaskId;
-use smol::channel::Receiver;
-use smol::future::FutureExt;
 use std::fs::{self, File};
-use std::future::Future;
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio as ProcessStdio};
 use std::time::{Duration, Instant};
-
-/// Nothing here takes a tenth of it.
-const DEADLINE: Duration = Duration::from_secs(20);
-const POLL: Duration = Duration::from_millis(10);
+use support::{
+    DEADLINE, Fixture, Scratch, captured, command, interface, options, shell, start, start_in, task_id, wait_until,
+    within,
+};
 
 type Case = fn();
 const CASES: &[(&str, Case)] = &[
@@ -127,169 +122,6 @@ fn inside(case: &str) -> ExitCode {
     let (_, run) = known.unwrap_or_else(|| panic!("no case {case}"));
     run();
     ExitCode::SUCCESS
-}
-
-// ---- what the cases share
-
-/// A directory outside /tmp, which tasks would not see anyway.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> Scratch {
-        // Short, since sockets are made in it; process ids repeat in every pid namespace.
-        let unique = || std::time::UNIX_EPOCH.elapsed().unwrap().subsec_nanos();
-        let mut path = PathBuf::new();
-        wait_until("a free name", || {
-            path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("h{:x}", unique()));
-            fs::create_dir(&path).is_ok()
-        });
-        Scratch(path)
-    }
-
-    fn state(&self) -> PathBuf {
-        self.0.join("state, with: odd name")
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-struct Fixture {
-    client: HelperClient,
-    events: Receiver<Event>,
-    helper: u32,
-    scratch: Scratch,
-}
-
-fn options(state_dir: PathBuf) -> HelperOptions {
-    HelperOptions { state_dir, hidden: Vec::new(), host_image: true }
-}
-
-fn start_in(scratch: Scratch, options: &HelperOptions) -> Fixture {
-    let handle: HelperHandle = helper::start(options).unwrap();
-    privileges::become_network_process().unwrap();
-    let helper = handle.pid();
-    let (client, events) = handle.connect().unwrap();
-    Fixture { client, events, helper, scratch }
-}
-
-fn start() -> Fixture {
-    let scratch = Scratch::new();
-    let options = options(scratch.state());
-    start_in(scratch, &options)
-}
-
-fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    let late = async {
-        smol::Timer::after(DEADLINE).await;
-        panic!("{what}: not within {DEADLINE:?}")
-    };
-    smol::block_on(future.or(late))
-}
-
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + DEADLINE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "{what}: not within {DEADLINE:?}");
-        std::thread::sleep(POLL);
-    }
-}
-
-fn task_id(number: u8) -> TaskId {
-    TaskId::from_random([number; 17])
-}
-
-fn interface(name: &str, address: &str) -> Interface {
-    Interface { name: name.parse().unwrap(), address: address.parse().unwrap(), mtu: 1400 }
-}
-
-fn command(argv: &[&str]) -> CommandSpec {
-    CommandSpec { argv: argv.iter().map(|text| (*text).to_owned()).collect(), ..CommandSpec::default() }
-}
-
-fn shell(script: &str) -> CommandSpec {
-    command(&["sh", "-c", script])
-}
-
-/// Standard output and error into one pipe.
-fn captured() -> (std::io::PipeReader, Stdio) {
-    let (reader, writer) = std::io::pipe().unwrap();
-    let null = File::open("/dev/null").unwrap();
-    (reader, [null.into(), writer.try_clone().unwrap().into(), writer.into()])
-}
-
-impl Fixture {
-    fn launch(&self, number: u8, image: Image, command: CommandSpec, stdio: Option<Stdio>) -> Result<u32, VerbError> {
-        let task = task_id(number);
-        let devices = within("network", self.client.create_task_network(task, Vec::new(), TunDriver::Vnet)).unwrap();
-        assert!(devices.is_empty());
-        let launch = TaskLaunch { task, image, command, hostname: String::new() };
-        within("start", self.client.start_task(launch, stdio))
-    }
-
-    fn launch_host(&self, number: u8, command: CommandSpec) -> TaskId {
-        self.launch(number, Image::Host, command, None).unwrap();
-        task_id(number)
-    }
-
-    fn next_event(&self) -> Event {
-        within("an event", self.events.recv()).unwrap()
-    }
-
-    fn expect_exit(&self, task: TaskId) -> (i32, String) {
-        match self.next_event() {
-            Event::TaskExited { task: ended, code, error } if ended == task => (code, error),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn expect_exec_exit(&self, id: ExecId) -> (i32, String) {
-        match self.next_event() {
-            Event::ExecExited { id: ended, code, error } if ended == id => (code, error),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// Executes a command to its end: exit code and output.
-    fn exec(&self, task: TaskId, command: CommandSpec) -> (i32, String) {
-        let (mut reader, stdio) = captured();
-        let (id, _) = within("exec", self.client.exec(task, command, Some(stdio))).unwrap();
-        let mut text = String::new();
-        reader.read_to_string(&mut text).unwrap();
-        let (code, error) = self.expect_exec_exit(id);
-        (code, text + &error)
-    }
-
-    fn succeed(&self, task: TaskId, script: &str) -> String {
-        let (code, text) = self.exec(task, shell(script));
-        assert_eq!(code, 0, "{script}: {text}");
-        text
-    }
-
-    fn import(&self, name: &str, source: &Path) -> ImageName {
-        let name: ImageName = name.parse().unwrap();
-        within("import", self.client.import_image(name.clone(), source)).unwrap();
-        name
-    }
-
-    /// An image of busybox with its applets, an /etc and a file.
-    fn busybox(&self, name: &str) -> (ImageName, PathBuf) {
-        let dir = self.scratch.0.join(format!("source-{name}"));
-        for sub in ["bin", "etc", "data"] {
-            fs::create_dir_all(dir.join(sub)).unwrap();
-        }
-        fs::copy("/bin/busybox", dir.join("bin/busybox")).expect("the package busybox-static is needed");
-        for applet in ["sh", "ls", "cat", "sleep", "hostname", "ps", "rm", "mknod", "ping", "touch", "id", "mkdir"] {
-            symlink("busybox", dir.join("bin").join(applet)).unwrap();
-        }
-        // A link that leads out of the image must not lead out of the container.
-        symlink("/nowhere/resolv.conf", dir.join("etc/resolv.conf")).unwrap();
-        fs::write(dir.join("data/file"), "original").unwrap();
-        (self.import(name, &dir), dir)
-    }
 }
 
 // ---- the cases
@@ -802,7 +634,7 @@ fn killed_daemon() {
         }
         !helper.exists()
     });
-    assert_eq!(fs::read_dir(scratch.state().join("tasks")).unwrap().count(), 0, "and it cleaned up");
+    assert!(!scratch.state().join("tasks").exists(), "and it cleaned up");
     drop(helper::start(&options(scratch.state())).expect("a new daemon can start"));
 }
 
