@@ -601,7 +601,7 @@ fn daemon(state: &Path) -> ExitCode {
     privileges::become_network_process().unwrap();
     let helper = handle.pid();
     let (client, events) = handle.connect().unwrap();
-    let fixture = Fixture { client, events, helper, scratch: Scratch::new() };
+    let fixture = Fixture { client, events, helper, scratch: Scratch(state.to_owned()) };
     let task = fixture.launch_host(1, shell("(sleep 1234 &); trap '' TERM HUP INT; while :; do sleep 77; done"));
     fixture.launch_host(2, command(&["sleep", "1000"]));
     let (_, _) = within("exec", fixture.client.exec(task, shell("exec sleep 1000"), None)).unwrap();
