@@ -5,7 +5,7 @@ use super::runtime::Environment;
 use crate::sys::random;
 use crate::tls::{self, Identity, NodeKey, Peer};
 use arc_swap::ArcSwap;
-use smol::channel::Sender;
+use smol::channel::Receiver;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,15 +13,15 @@ use std::time::Duration;
 /// How often the time is compared: certificates go by the wall clock, which may jump.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Runs as long as the membership: until `alive` is closed.
+/// Runs as long as the membership: until `ended` is closed.
 pub(super) async fn run(
     environment: Environment,
     identity: Arc<ArcSwap<Identity>>,
     managers: Arc<Mutex<Vec<SocketAddr>>>,
-    alive: Sender<End>,
+    ended: Receiver<End>,
 ) {
     let mut due = renewal_time(&identity.load().peer(), random::bytes());
-    while !alive.is_closed() {
+    while !ended.is_closed() {
         if environment.clock.unix().0 >= due {
             let known = managers.lock().unwrap_or_else(PoisonError::into_inner).clone();
             match renew(&identity.load_full(), &known).await {

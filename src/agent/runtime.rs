@@ -129,7 +129,7 @@ impl Runtime {
         };
         let (end, ended) = bounded(1);
         spawn("session", session::run(session, outgoing_receiver, session_events));
-        let renewal = renewal::run(environment.clone(), identity, managers_known, end.clone());
+        let renewal = renewal::run(environment.clone(), identity, managers_known, ended.clone());
         spawn("certificate renewal", renewal);
         spawn("engine", async move {
             let _ = end.send(engine.run(inputs).await).await;
