@@ -5,7 +5,7 @@ use super::swarm_join::Join;
 use super::{duration, table};
 use crate::api::client::Target;
 use crate::api::types::{
-    Dispatcher, FormicSwarmSpec, KeyEpoch, KeyRing, Node, Swarm as SwarmInfo, SwarmInit, SwarmSpec,
+    Dispatcher, FormicSwarmSpec, KeyEpoch, KeyRing, LateNode, Node, Swarm as SwarmInfo, SwarmInit, SwarmSpec,
 };
 use argh::{ArgsInfo, FromArgs};
 use std::time::{Duration, Instant};
@@ -219,16 +219,13 @@ impl RotateKeys {
         let deadline = Instant::now() + ROTATION_DEADLINE;
         loop {
             let ring = keys(session)?;
-            let done = current(&ring).filter(|epoch| epoch.epoch > before && epoch.late.is_empty());
+            let done = current(&ring).filter(|epoch| epoch.epoch > before && epoch.sending >= epoch.participants);
             if let Some(epoch) = done {
                 return session.print(format!("Keys rotated: epoch {before} -> {}.", epoch.epoch));
             }
             if Instant::now() >= deadline {
-                let late: Vec<&str> = ring.epochs.iter().flat_map(|epoch| &epoch.late).map(String::as_str).collect();
-                return Err(Failure::new(format!(
-                    "the rotation is not through: still waiting for {}",
-                    late.join(", ")
-                )));
+                let late: Vec<String> = ring.late.iter().map(describe_late).collect();
+                return Err(Failure::new(format!("the rotation is not through: {}", late.join("; "))));
             }
             std::thread::sleep(ROTATION_POLL);
         }
@@ -264,18 +261,24 @@ impl Keys {
 
 /// The ring as a table.
 pub(super) fn describe(ring: &KeyRing) -> String {
-    let rows: Vec<[String; 7]> = ring.epochs.iter().map(row).collect();
-    let table = table::render(["EPOCH", "PHASE", "AGE", "CURRENT SINCE", "READY", "SENDING", "WAITING FOR"], &rows);
+    let rows: Vec<[String; 6]> = ring.epochs.iter().map(row).collect();
+    let table = table::render(["EPOCH", "PHASE", "AGE", "CURRENT SINCE", "READY", "SENDING"], &rows);
     let mut notes = format!("Rotation every {}", duration::short(ring.rotation_secs));
     if let Some(ago) = ring.requested_secs_ago {
         notes.push_str(&format!("; one was requested {} ago", duration::short(ago)));
     } else if let Some(age) = current(ring).and_then(|epoch| epoch.activated_secs_ago) {
         notes.push_str(&format!("; the next in {}", duration::short(ring.rotation_secs.saturating_sub(age))));
     }
-    format!("{table}\n\n{notes}.")
+    let late: String = ring.late.iter().map(|late| format!("\nWaiting: {}.", describe_late(late))).collect();
+    format!("{table}\n\n{notes}.{late}")
 }
 
-fn row(epoch: &KeyEpoch) -> [String; 7] {
+fn describe_late(late: &LateNode) -> String {
+    let name = if late.hostname.is_empty() { &late.node } else { &late.hostname };
+    format!("{name} {}", late.reason)
+}
+
+fn row(epoch: &KeyEpoch) -> [String; 6] {
     [
         epoch.epoch.to_string(),
         epoch.phase.clone(),
@@ -283,7 +286,6 @@ fn row(epoch: &KeyEpoch) -> [String; 7] {
         epoch.activated_secs_ago.map(duration::short).unwrap_or_default(),
         format!("{}/{}", epoch.ready, epoch.participants),
         format!("{}/{}", epoch.sending, epoch.participants),
-        epoch.late.join(", "),
     ]
 }
 

@@ -183,8 +183,8 @@ impl PartialOptions {
     /// Reads the text of a configuration file. The error is one line.
     pub fn from_toml(text: &str) -> Result<PartialOptions, String> {
         toml::from_str(text).map_err(|error| {
-            let line =
-                error.span().map_or(1, |span| text.get(..span.start).map_or(1, |before| before.lines().count().max(1)));
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            let line = before.matches('\n').count() + 1;
             format!("line {line}: {}", error.message().lines().collect::<Vec<_>>().join(" "))
         })
     }

@@ -19,13 +19,14 @@ use smol::channel::Receiver;
 use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 /// Execs remembered at most: each is a few hundred bytes, and clients ask for the exit code at once.
-const MAX_EXECS: usize = 1024;
+pub(super) const MAX_EXECS: usize = 1024;
 
 /// Bytes of command and environment at most: they cross the helper's socket in one message.
 const MAX_EXEC_BYTES: usize = 64 << 10;
@@ -36,6 +37,9 @@ const COPY_BYTES: usize = 64 << 10;
 /// How long output is still awaited once the command has ended: something it left in the background may hold the
 /// pipe open for ever.
 const LAST_OUTPUT: Duration = Duration::from_secs(2);
+
+/// How long input is still read once the stream has ended.
+const LAST_INPUT: Duration = Duration::from_secs(1);
 
 /// The exit code of a command that could not be run, as shells and Docker have it.
 const CANNOT_RUN: i32 = 126;
@@ -51,35 +55,42 @@ struct Exec {
 /// The execs of this daemon.
 #[derive(Default)]
 pub(super) struct Registry {
-    /// By a number that grows: the oldest come first.
-    execs: Mutex<(u64, BTreeMap<u64, (String, Exec)>)>,
+    execs: Mutex<Execs>,
+}
+
+#[derive(Default)]
+struct Execs {
+    /// The number of the newest.
+    newest: u64,
+    /// Each with its id, by numbers that grow: the oldest come first.
+    by_age: BTreeMap<u64, (String, Exec)>,
 }
 
 impl Registry {
-    fn lock(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, (String, Exec)>)> {
+    fn lock(&self) -> MutexGuard<'_, Execs> {
         // Nothing panics while it is held, and the table is whole at any moment.
         self.execs.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn add(&self, id: String, exec: Exec) -> Result<(), ApiError> {
         let mut guard = self.lock();
-        let (next, execs) = &mut *guard;
-        if execs.len() >= MAX_EXECS {
+        let Execs { newest, by_age } = &mut *guard;
+        if by_age.len() >= MAX_EXECS {
             let idle =
-                execs.iter().find(|(_, (_, exec))| !exec.started || exec.exit_code.is_some()).map(|(key, _)| *key);
+                by_age.iter().find(|(_, (_, exec))| !exec.started || exec.exit_code.is_some()).map(|(key, _)| *key);
             let Some(key) = idle else {
                 return Err(ApiError::unavailable(format!("{MAX_EXECS} commands are running already")));
             };
-            execs.remove(&key);
+            by_age.remove(&key);
         }
-        *next += 1;
-        execs.insert(*next, (id, exec));
+        *newest += 1;
+        by_age.insert(*newest, (id, exec));
         Ok(())
     }
 
     fn with<T>(&self, id: &str, visit: impl FnOnce(&mut Exec) -> T) -> Result<T, ApiError> {
         let mut guard = self.lock();
-        let found = guard.1.values_mut().find(|(key, _)| key == id);
+        let found = guard.by_age.values_mut().find(|(key, _)| key == id);
         found.map(|(_, exec)| visit(exec)).ok_or_else(|| ApiError::not_found(format!("No such exec instance: {id}")))
     }
 
@@ -215,6 +226,7 @@ impl Run {
             let _ = write_frame(&output, STDERR, format!("{reason}\n").as_bytes()).await;
         }
         self.context.execs.finish(&self.id, code.unwrap_or(CANNOT_RUN));
+        hang_up(&socket).await;
     }
 
     /// Moves the streams until the command has ended and said its last.
@@ -294,6 +306,20 @@ async fn forward_input(early: &[u8], mut socket: &Async<UnixStream>, stdin: Opti
             return;
         }
     }
+}
+
+/// Ends the stream. What the client still sends is read away for a moment: closing a socket with unread input would
+/// make the client see an error instead of the end.
+async fn hang_up(mut socket: &Async<UnixStream>) {
+    if socket.get_ref().shutdown(Shutdown::Write).is_err() {
+        return;
+    }
+    let mut buffer = vec![0; COPY_BYTES];
+    let drain = async { while let Ok(1..) = socket.read(&mut buffer).await {} };
+    let enough = async {
+        smol::Timer::after(LAST_INPUT).await;
+    };
+    smol::future::or(drain, enough).await;
 }
 
 /// Copies one stream of output until its end. When the client is gone the pipe is closed, so that the command learns

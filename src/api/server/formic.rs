@@ -4,11 +4,11 @@ use super::backend::Backend;
 use super::error::ApiError;
 use super::request::Request;
 use super::{manager_state, names, respond, schema, time};
-use crate::api::types::{ImageImport, KeyEpoch, KeyRing};
-use crate::cluster::{Command, EpochState, State};
+use crate::api::types::{ImageImport, KeyEpoch, KeyRing, LateNode};
+use crate::cluster::ring::{self, EpochLife};
+use crate::cluster::{Command, State};
 use crate::types::{EpochPhase, NodeId, UnixTime};
 use hyper::StatusCode;
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 /// The image that is this host's own files.
@@ -59,30 +59,30 @@ pub(super) async fn rotate_keys(backend: &dyn Backend, request: &Request) -> Res
 
 /// The life of the ring, for people.
 pub(super) fn describe(state: &State, now: UnixTime) -> KeyRing {
+    let life = ring::key_life(state, now);
+    let late = life.late.into_iter().map(|(node, reason)| LateNode {
+        node: node.to_string(),
+        hostname: state.nodes.get(&node).map(|node| node.hostname.clone()).unwrap_or_default(),
+        reason,
+    });
     KeyRing {
-        rotation_secs: u64::from(state.cluster.spec.key_rotation_secs),
-        requested_secs_ago: state.ring.request.map(|request| passed(request.at, now)),
-        epochs: state.ring.epochs.iter().map(|epoch| describe_epoch(state, epoch, now)).collect(),
+        rotation_secs: u64::from(life.interval_secs),
+        requested_secs_ago: life.request.map(|request| now.0.saturating_sub(request.at.0)),
+        epochs: life.epochs.iter().map(describe_epoch).collect(),
+        late: late.collect(),
     }
 }
 
-fn describe_epoch(state: &State, epoch: &EpochState, now: UnixTime) -> KeyEpoch {
-    // Until it is current, nodes are waited for to hold it; from then on, to send with it.
-    let done = if epoch.phase == EpochPhase::Next { &epoch.ready } else { &epoch.sending };
-    let late: BTreeSet<NodeId> = match epoch.phase {
-        EpochPhase::Previous => BTreeSet::new(),
-        EpochPhase::Current | EpochPhase::Next => epoch.participants.difference(done).copied().collect(),
-    };
-    let name = |id: &NodeId| state.nodes.get(id).map_or_else(|| id.to_string(), |node| node.hostname.clone());
+fn describe_epoch(epoch: &EpochLife) -> KeyEpoch {
+    let counted = |nodes: &[NodeId]| nodes.iter().filter(|node| epoch.participants.contains(node)).count() as u64;
     KeyEpoch {
         epoch: epoch.epoch.0,
         phase: phase_word(epoch.phase).into(),
-        handed_out_secs_ago: passed(epoch.handed_out_at, now),
-        activated_secs_ago: epoch.activated_at.map(|at| passed(at, now)),
+        handed_out_secs_ago: epoch.age_secs,
+        activated_secs_ago: epoch.active_secs,
         participants: epoch.participants.len() as u64,
-        ready: epoch.ready.len() as u64,
-        sending: epoch.sending.len() as u64,
-        late: late.iter().map(name).collect(),
+        ready: counted(&epoch.ready),
+        sending: counted(&epoch.sending),
     }
 }
 
@@ -92,8 +92,4 @@ fn phase_word(phase: EpochPhase) -> &'static str {
         EpochPhase::Current => "current",
         EpochPhase::Next => "next",
     }
-}
-
-fn passed(since: UnixTime, now: UnixTime) -> u64 {
-    now.0.saturating_sub(since.0)
 }

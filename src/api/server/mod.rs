@@ -12,6 +12,8 @@ mod backend;
 mod containers;
 mod error;
 mod exec;
+#[cfg(test)]
+pub(crate) mod fake;
 mod filters;
 mod formic;
 mod host;

@@ -1,14 +1,9 @@
-//! Names: which are allowed, how images are spelled, and one for a service that was given none.
+//! Names: how images are spelled, and one for a service that was given none. Which names of networks and services are
+//! allowed is for the replicated state to say.
 #![forbid(unsafe_code)]
 #![deny(clippy::disallowed_methods)]
 
 use super::error::ApiError;
-
-/// Characters of a name of a service at most: it is a DNS label.
-const MAX_SERVICE_NAME: usize = 63;
-
-/// Characters of a network's name at most: it goes into every list that agents are sent.
-const MAX_NETWORK_NAME: usize = 63;
 
 /// Characters of an image's name at most, as Docker's references.
 const MAX_IMAGE_NAME: usize = 255;
@@ -18,35 +13,6 @@ const MAX_TAG: usize = 128;
 
 /// Words that `docker run --network` takes for something else than a network's name.
 pub(super) const RESERVED_NETWORKS: [&str; 4] = ["bridge", "host", "none", "default"];
-
-/// Checks the name of a service: a DNS label, underscores allowed inside.
-pub(super) fn check_service(name: &str) -> Result<(), ApiError> {
-    if name.len() > MAX_SERVICE_NAME {
-        return Err(ApiError::bad_request(format!("name must be {MAX_SERVICE_NAME} characters or fewer")));
-    }
-    let edges = [name.bytes().next(), name.bytes().next_back()];
-    let edges_fit = edges.iter().all(|edge| edge.is_some_and(|byte| byte.is_ascii_alphanumeric()));
-    if edges_fit && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')) {
-        return Ok(());
-    }
-    Err(ApiError::bad_request(format!("name {name:?} must be valid as a DNS name component")))
-}
-
-/// Checks the name of a network.
-pub(super) fn check_network(name: &str) -> Result<(), ApiError> {
-    if RESERVED_NETWORKS.contains(&name) {
-        return Err(ApiError::forbidden(format!("operation is not permitted on predefined {name} network")));
-    }
-    let starts = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
-    let fits = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'));
-    if starts && fits && name.len() <= MAX_NETWORK_NAME {
-        return Ok(());
-    }
-    let text = format!(
-        "invalid network name {name:?}: 1 to {MAX_NETWORK_NAME} letters, digits, '_', '.' or '-', a letter or digit first"
-    );
-    Err(ApiError::bad_request(text))
-}
 
 /// Spells an image's name as the image store does: with its tag (`my-image` is `my-image:latest`), without Docker's
 /// default registry. Errors on names that are no Docker reference, and on digests.

@@ -23,12 +23,9 @@ pub(super) const OVERLAY: &str = "overlay";
 const ENCRYPTED: &str = "encrypted";
 
 pub(super) async fn create(backend: &dyn Backend, request: &Request) -> Result<respond::Response, ApiError> {
-    let state = manager_state(backend)?;
+    manager_state(backend)?;
     let wanted: NetworkCreate = request.json(&schema::NETWORK_CREATE)?;
     let spec = spec_from(wanted)?;
-    if state.networks.values().any(|network| network.spec.name == spec.name) {
-        return Err(ApiError::conflict(format!("network with name {} already exists", spec.name)));
-    }
     let warning = spec.subnet.and_then(|subnet| host_route_warning(subnet, &backend.host_routes()));
     let id = NetworkId::from_random(random()?);
     backend.propose(Command::CreateNetwork { id, spec }).await?;
@@ -41,7 +38,6 @@ pub(super) async fn create(backend: &dyn Backend, request: &Request) -> Result<r
 
 /// What a request for a network means. Pure.
 pub(super) fn spec_from(wanted: NetworkCreate) -> Result<NetworkSpec, ApiError> {
-    names::check_network(&wanted.name)?;
     if !matches!(wanted.driver.as_str(), OVERLAY) {
         let text =
             format!("unsupported driver {:?}: Formic has overlay networks only, use --driver overlay", wanted.driver);

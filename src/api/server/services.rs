@@ -11,15 +11,6 @@ use crate::types::{ContainerSpec, NetworkId, ServiceId, ServiceSpec, TaskState};
 use hyper::StatusCode;
 use std::collections::BTreeSet;
 
-/// Tasks of a service at most: a /16 of addresses, and far below what one state may hold.
-const MAX_REPLICAS: u64 = 65_536;
-
-/// Networks of a service at most: each is a device in every task.
-const MAX_NETWORKS: usize = 16;
-
-/// Bytes of command, arguments, environment, directory and host name at most: they travel with every task.
-const MAX_CONTAINER_BYTES: usize = 64 << 10;
-
 /// Characters of a host name at most (a DNS label).
 const MAX_HOSTNAME: usize = 63;
 
@@ -37,11 +28,6 @@ pub(super) fn spec_from(mut wanted: api::ServiceSpec, state: &State, random: [u8
     let taken = |name: &str| state.services.values().any(|service| service.spec.name == name);
     if wanted.name.is_empty() {
         wanted.name = names::invent(random, taken);
-    }
-    names::check_service(&wanted.name)?;
-    if taken(&wanted.name) {
-        let text = format!("name conflicts with an existing object: service {} already exists", wanted.name);
-        return Err(ApiError::conflict(text));
     }
     let replicas = fill_replicas(&mut wanted.mode)?;
     if wanted.endpoint_spec.mode.is_empty() {
@@ -61,21 +47,13 @@ fn fill_replicas(mode: &mut api::ServiceMode) -> Result<u64, ApiError> {
     }
     let replicated = mode.replicated.get_or_insert_default();
     let replicas = *replicated.replicas.get_or_insert(1);
-    if replicas > MAX_REPLICAS {
-        return Err(ApiError::bad_request(format!("a service has at most {MAX_REPLICAS} replicas")));
-    }
     Ok(replicas)
 }
 
 fn container_from(wanted: &mut api::ContainerSpec) -> Result<ContainerSpec, ApiError> {
     wanted.image = names::normalise_image(&wanted.image)?;
-    let parts = wanted.command.iter().chain(&wanted.args).chain(&wanted.env).chain([&wanted.dir, &wanted.hostname]);
-    let bytes: usize = parts.clone().map(|part| part.len() + 1).sum();
-    if bytes > MAX_CONTAINER_BYTES {
-        let text = format!("command, arguments and environment have {bytes} bytes, more than {MAX_CONTAINER_BYTES}");
-        return Err(ApiError::bad_request(text));
-    }
-    if parts.clone().any(|part| part.contains('\0')) {
+    let mut parts = wanted.command.iter().chain(&wanted.args).chain(&wanted.env).chain([&wanted.dir, &wanted.hostname]);
+    if parts.any(|part| part.contains('\0')) {
         return Err(ApiError::bad_request("command, arguments and environment must not contain a NUL character"));
     }
     check_environment(&wanted.env)?;
@@ -112,9 +90,6 @@ fn networks_from(wanted: &mut api::ServiceSpec, state: &State) -> Result<Vec<(Ne
     let configs = &mut wanted.task_template.networks;
     if configs.is_empty() {
         *configs = outer;
-    }
-    if configs.len() > MAX_NETWORKS {
-        return Err(ApiError::bad_request(format!("a service has at most {MAX_NETWORKS} networks")));
     }
     let mut seen = BTreeSet::new();
     let mut networks = Vec::with_capacity(configs.len());

@@ -6,7 +6,7 @@ use super::request::Request;
 use super::{manager_state, networks, nodes, respond, schema, time};
 use crate::agent::{InitRequest, JoinTarget, SwarmState};
 use crate::api::types as api;
-use crate::cluster::{Command, State};
+use crate::cluster::{Command, State, limits};
 use crate::types::{Availability, ClusterSpec};
 use hyper::StatusCode;
 use ipnet::IpNet;
@@ -25,8 +25,9 @@ const KEY_ROTATION_SECS: std::ops::RangeInclusive<u64> = 60..=2_592_000;
 /// The lives of certificates that make sense, in seconds: an hour (Docker's least) to ten years.
 const CERTIFICATE_SECS: std::ops::RangeInclusive<u64> = 3600..=315_360_000;
 
-/// The prefix lengths of subnets that make sense: two hosts and a gateway at least, a /8 at most.
-const SUBNET_PREFIX: std::ops::RangeInclusive<u32> = 8..=29;
+/// The prefix lengths that subnets may have.
+const SUBNET_PREFIX: std::ops::RangeInclusive<u32> =
+    limits::MIN_SUBNET_PREFIX as u32..=limits::MAX_SUBNET_PREFIX as u32;
 
 /// How many old tasks of a slot Docker keeps. Formic keeps what it keeps: the figure is only shown.
 const TASK_HISTORY: u64 = 5;
@@ -98,7 +99,7 @@ fn read_prefix(wanted: u32, default: u8, pool: IpNet) -> Result<u8, ApiError> {
 fn apply_settings(spec: &mut ClusterSpec, wanted: &api::SwarmSpec) -> Result<(), ApiError> {
     if wanted.dispatcher.heartbeat_period != 0 {
         let period = wanted.dispatcher.heartbeat_period;
-        if period % NANOSECONDS != 0 || !HEARTBEAT_SECS.contains(&(period / NANOSECONDS)) {
+        if !period.is_multiple_of(NANOSECONDS) || !HEARTBEAT_SECS.contains(&(period / NANOSECONDS)) {
             return Err(out_of_range("heartbeat period", &HEARTBEAT_SECS));
         }
         spec.heartbeat_secs = (period / NANOSECONDS) as u32;

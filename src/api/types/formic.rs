@@ -23,6 +23,8 @@ pub struct KeyRing {
     pub requested_secs_ago: Option<u64>,
     /// Oldest first.
     pub epochs: Vec<KeyEpoch>,
+    /// Who is waited for, and why.
+    pub late: Vec<LateNode>,
 }
 
 /// One epoch of the ring.
@@ -40,8 +42,17 @@ pub struct KeyEpoch {
     pub participants: u64,
     /// Of those, the ones that hold it.
     pub ready: u64,
-    /// Nodes that send with it.
+    /// Of those, the ones that send with it.
     pub sending: u64,
-    /// Host names (or ids) of the nodes that are waited for.
-    pub late: Vec<String>,
+}
+
+/// A node that a rotation waits for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LateNode {
+    /// Its id.
+    pub node: String,
+    /// Its host's name.
+    pub hostname: String,
+    /// What it has not done yet.
+    pub reason: String,
 }

@@ -1,0 +1,338 @@
+//! A daemon for tests: the real replicated state, tasks that run at once on one node without being anything, and
+//! `exec` that runs on this host. Serves the real API on a socket of its own.
+
+use super::backend::{Answer, Backend};
+use super::{bind, serve_backend};
+use crate::agent::{
+    ExecIo, ExecRequest, ImageInfo, InitRequest, JoinTarget, LocalTask, NodeError, Status, SwarmInfo, SwarmState,
+};
+use crate::cluster::{CertificateAuthority, Command, Entry, NodeState, Reply, State, schedule};
+use crate::manager::ManagerError;
+use crate::types::{
+    BootId, ClusterId, ClusterSpec, Fork, Key32, NetworkId, NodeAddresses, NodeId, Role, TaskId, TaskState, TaskStatus,
+    UnixTime,
+};
+use ipnet::Ipv4Net;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{self, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use zeroize::Zeroizing;
+
+/// When everything in the fake happens.
+pub(crate) const NOW: UnixTime = UnixTime(1_700_000_000);
+
+/// A subnet that the fake's host has a route for.
+pub(crate) const HOST_ROUTE: &str = "192.168.77.0/24";
+
+const NODE: [u8; 17] = [7; 17];
+const WORKER: [u8; 17] = [8; 17];
+
+#[derive(Clone)]
+pub(crate) struct Fake(Arc<Inner>);
+
+struct Inner {
+    state: Mutex<Option<Arc<State>>>,
+    swarm: Mutex<SwarmInfo>,
+    names: Mutex<Vec<(NetworkId, String)>>,
+    images: Mutex<Vec<ImageInfo>>,
+    /// Images of tasks that do not come up.
+    broken_image: &'static str,
+    drawn: AtomicU64,
+}
+
+impl Fake {
+    /// In no swarm.
+    pub(crate) fn new() -> Fake {
+        let swarm = SwarmInfo {
+            state: SwarmState::Inactive,
+            node: None,
+            address: None,
+            role: None,
+            error: String::new(),
+            managers: Vec::new(),
+        };
+        Fake(Arc::new(Inner {
+            state: Mutex::new(None),
+            swarm: Mutex::new(swarm),
+            names: Mutex::new(Vec::new()),
+            images: Mutex::new(Vec::new()),
+            broken_image: "broken:latest",
+            drawn: AtomicU64::new(1),
+        }))
+    }
+
+    /// The manager of a swarm of two: itself (`ant-1`) and a worker that never spoke (`ant-2`).
+    pub(crate) fn manager() -> Fake {
+        let fake = Fake::new();
+        fake.make_swarm(ClusterSpec::default());
+        fake
+    }
+
+    /// A worker that has heard of networks.
+    pub(crate) fn worker(networks: &[&str]) -> Fake {
+        let fake = Fake::new();
+        fake.become_member(Role::Worker);
+        let named =
+            networks.iter().zip(1u8..).map(|(name, number)| (NetworkId::from_random([number; 17]), (*name).to_owned()));
+        *fake.0.names.lock().unwrap() = named.collect();
+        fake
+    }
+
+    fn become_member(&self, role: Role) {
+        let mut swarm = self.0.swarm.lock().unwrap();
+        swarm.state = SwarmState::Active;
+        swarm.role = Some(role);
+        swarm.node = Some(NodeId::from_random(NODE));
+        swarm.address = Some(IpAddr::V4(Ipv4Addr::new(10, 77, 0, 1)));
+        swarm.managers = vec![(NodeId::from_random(NODE), control(1))];
+    }
+
+    fn make_swarm(&self, spec: ClusterSpec) {
+        self.become_member(Role::Manager);
+        let init = Command::Init {
+            cluster: ClusterId::from_random([1; 17]),
+            fork: Fork(NOW.0),
+            spec,
+            worker_secret: Zeroizing::new([1; 16]),
+            manager_secret: Zeroizing::new([2; 16]),
+            authority: CertificateAuthority { certificate: vec![3; 64], key: Zeroizing::new(vec![4; 64]) },
+            attestation: Key32::new([5; 32]),
+            current: Key32::new([6; 32]),
+            next: Key32::new([7; 32]),
+        };
+        let state = State::init(&Entry { at: NOW, command: init }).unwrap();
+        *self.0.state.lock().unwrap() = Some(Arc::new(state));
+        self.add_node(NODE, Role::Manager, 1);
+        self.add_node(WORKER, Role::Worker, 2);
+        let node = NodeId::from_random(NODE);
+        let (hostname, software, addresses) = ("ant-1".to_owned(), "0.1.0".to_owned(), addresses(1));
+        self.apply(Command::OpenSession { node, boot: BootId([1; 8]), hostname, software, addresses }).unwrap();
+        self.apply(Command::SetNodeState { node, state: NodeState::Ready, message: String::new() }).unwrap();
+    }
+
+    fn add_node(&self, id: [u8; 17], role: Role, number: u8) {
+        let command = Command::AddNode {
+            id: NodeId::from_random(id),
+            role,
+            hostname: format!("ant-{number}"),
+            software: "0.1.0".into(),
+            addresses: addresses(number),
+            availability: crate::types::Availability::Active,
+            certificate_expires: UnixTime(NOW.0 + 1_000_000),
+        };
+        self.apply(command).unwrap();
+    }
+
+    /// Commits a command, and all that the scheduler and the node make of it.
+    pub(crate) fn apply(&self, command: Command) -> Result<Reply, ManagerError> {
+        let mut guard = self.0.state.lock().unwrap();
+        let mut state = guard.as_ref().unwrap().duplicate().unwrap();
+        let reply = state.apply(&Entry { at: NOW, command }).0.map_err(ManagerError::Refused);
+        self.settle(&mut state);
+        *guard = Some(Arc::new(state));
+        reply
+    }
+
+    fn settle(&self, state: &mut State) {
+        let mut draw = || TaskId::from_random([0x40 + self.0.drawn.fetch_add(1, Ordering::Relaxed) as u8; 17]);
+        for command in schedule::plan(state, NOW, &mut draw) {
+            state.apply(&Entry { at: NOW, command }).0.unwrap();
+        }
+        let placed: Vec<_> = state
+            .tasks
+            .values()
+            .filter_map(|task| Some((task.id, task.node?, task.desired, task.container.image.clone())))
+            .collect();
+        for (id, node, desired, image) in placed {
+            let command = if desired > TaskState::Running {
+                Command::ConfirmTaskGone { node, id }
+            } else {
+                Command::ReportTasks { node, statuses: vec![(id, self.report(&image))] }
+            };
+            // What was reported already is refused.
+            let _ = state.apply(&Entry { at: NOW, command });
+        }
+    }
+
+    fn report(&self, image: &str) -> TaskStatus {
+        let broken = image == self.0.broken_image;
+        TaskStatus {
+            state: if broken { TaskState::Rejected } else { TaskState::Running },
+            message: if broken { "preparing" } else { "started" }.into(),
+            error: if broken { format!("No such image: {image}") } else { String::new() },
+            exit_code: None,
+            pid: (!broken).then_some(4242),
+            at: NOW,
+        }
+    }
+
+    /// The state of the manager.
+    pub(crate) fn current(&self) -> Arc<State> {
+        self.state().unwrap()
+    }
+
+    /// Serves it on a socket of its own until dropped.
+    pub(crate) fn serve(self, name: &str) -> Served {
+        let directory = std::env::temp_dir().join(format!("formic-api-{name}-{}", process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let path = directory.join("s");
+        let socket = bind(&path, None).unwrap();
+        let (stop, stopped) = smol::channel::bounded::<()>(1);
+        let serving = std::thread::spawn(move || {
+            let until = async {
+                let _ = stopped.recv().await;
+                Ok(())
+            };
+            smol::block_on(smol::future::or(until, serve_backend(socket, Box::new(self)))).unwrap();
+        });
+        Served { directory, path, stop: Some(stop), serving: Some(serving) }
+    }
+}
+
+/// A served fake. Ends with its owner.
+pub(crate) struct Served {
+    directory: PathBuf,
+    path: PathBuf,
+    stop: Option<smol::channel::Sender<()>>,
+    serving: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Served {
+    pub(crate) fn socket(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        let ended = self.serving.take().map(std::thread::JoinHandle::join);
+        let _ = std::fs::remove_dir_all(&self.directory);
+        if !std::thread::panicking() {
+            assert!(matches!(ended, Some(Ok(()))), "the server ended badly");
+        }
+    }
+}
+
+fn control(number: u8) -> SocketAddr {
+    (Ipv4Addr::new(10, 77, 0, number), 2377).into()
+}
+
+fn addresses(number: u8) -> NodeAddresses {
+    let at = |port| (Ipv4Addr::new(10, 77, 0, number), port).into();
+    NodeAddresses { control: at(2377), gossip: at(7946), data: at(4500), behind_nat: false }
+}
+
+fn ready<'a, T: Send + 'a>(value: T) -> Answer<'a, T> {
+    Box::pin(std::future::ready(value))
+}
+
+impl Backend for Fake {
+    fn swarm(&self) -> SwarmInfo {
+        self.0.swarm.lock().unwrap().clone()
+    }
+
+    fn state(&self) -> Option<Arc<State>> {
+        self.0.state.lock().unwrap().clone()
+    }
+
+    fn propose(&self, command: Command) -> Answer<'_, Result<Reply, ManagerError>> {
+        ready(self.apply(command))
+    }
+
+    fn join_tokens(&self) -> Option<(String, String)> {
+        self.state().map(|_| ("SWMTKN-1-worker".into(), "SWMTKN-1-manager".into()))
+    }
+
+    fn network_names(&self) -> Vec<(NetworkId, String)> {
+        self.0.names.lock().unwrap().clone()
+    }
+
+    fn init(&self, request: InitRequest) -> Answer<'_, Result<NodeId, NodeError>> {
+        self.make_swarm(request.spec);
+        ready(Ok(NodeId::from_random(NODE)))
+    }
+
+    fn join(&self, target: JoinTarget) -> Answer<'_, Result<(), NodeError>> {
+        if target.token != "SWMTKN-1-worker" {
+            return ready(Err(NodeError::Invalid("the join token is not that of this swarm".into())));
+        }
+        self.become_member(Role::Worker);
+        ready(Ok(()))
+    }
+
+    fn leave(&self, force: bool) -> Answer<'_, Result<(), NodeError>> {
+        let mut state = self.0.state.lock().unwrap();
+        if state.is_some() && !force {
+            return ready(Err(NodeError::Unavailable("this is the last manager: use --force".into())));
+        }
+        *state = None;
+        self.0.swarm.lock().unwrap().state = SwarmState::Inactive;
+        ready(Ok(()))
+    }
+
+    fn status(&self) -> Answer<'_, Status> {
+        ready(Status {
+            version: "0.1.0".into(),
+            swarm: self.swarm(),
+            hostname: "ant-1".into(),
+            boot: "0101010101010101".into(),
+            boot_index: Some(4),
+            manager_heard_ms_ago: Some(1234),
+            peers: Vec::new(),
+            networks: Vec::new(),
+            sas: Vec::new(),
+            epochs: vec![(1, "current".into()), (2, "next".into())],
+            drops: BTreeMap::from([("gossip.unauthentic".to_owned(), 3)]),
+            tasks: Vec::new(),
+        })
+    }
+
+    fn tasks(&self) -> Vec<LocalTask> {
+        let Some(state) = self.state() else { return Vec::new() };
+        let own = state.tasks.values().filter(|task| task.node == Some(NodeId::from_random(NODE)));
+        own.filter_map(|task| Some(LocalTask { assignment: state.assignment(task)?, status: task.status.clone() }))
+            .collect()
+    }
+
+    fn exec(&self, request: ExecRequest, io: ExecIo) -> Answer<'_, Result<i32, NodeError>> {
+        let [program, arguments @ ..] = request.command.as_slice() else {
+            return ready(Err(NodeError::Invalid("no command".into())));
+        };
+        let mut command = process::Command::new(program);
+        command.args(arguments).envs(request.env.iter().filter_map(|entry| entry.split_once('=')));
+        command.stdin(Stdio::from(io.stdin)).stdout(Stdio::from(io.stdout)).stderr(Stdio::from(io.stderr));
+        let program = program.clone();
+        Box::pin(smol::unblock(move || {
+            let child = command.spawn();
+            drop(command);
+            let mut child = child.map_err(|error| NodeError::Failed(format!("cannot run {program}: {error}")))?;
+            let status = child.wait().map_err(|error| NodeError::Failed(error.to_string()))?;
+            Ok(status.code().unwrap_or(137))
+        }))
+    }
+
+    fn import_image(&self, name: String, _directory: PathBuf) -> Answer<'_, Result<ImageInfo, NodeError>> {
+        let image = ImageInfo { name, size_bytes: Some(1_234_567), created_at: NOW.0 };
+        self.0.images.lock().unwrap().push(image.clone());
+        ready(Ok(image))
+    }
+
+    fn images(&self) -> Answer<'_, Result<Vec<ImageInfo>, NodeError>> {
+        ready(Ok(self.0.images.lock().unwrap().clone()))
+    }
+
+    fn remove_image(&self, name: String) -> Answer<'_, Result<(), NodeError>> {
+        let mut images = self.0.images.lock().unwrap();
+        let before = images.len();
+        images.retain(|image| image.name != name);
+        ready(if images.len() < before { Ok(()) } else { Err(NodeError::NotFound(format!("No such image: {name}"))) })
+    }
+
+    fn host_routes(&self) -> Vec<Ipv4Net> {
+        vec![HOST_ROUTE.parse().unwrap()]
+    }
+}

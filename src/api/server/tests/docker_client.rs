@@ -1,0 +1,148 @@
+//! The real docker client against the API. It must be on PATH: this is the client that users have.
+
+use super::super::fake::{Fake, Served};
+use std::process::{Command, Output, Stdio};
+
+struct Docker(Served);
+
+impl Docker {
+    fn over(fake: Fake, name: &str) -> Docker {
+        Docker(fake.serve(name))
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new("docker");
+        command.env("DOCKER_HOST", format!("unix://{}", self.0.socket().display())).env_remove("DOCKER_CONTEXT");
+        command.env("DOCKER_CONFIG", "/nonexistent").args(arguments).stdin(Stdio::null());
+        command
+            .output()
+            .expect("this test needs the docker client on PATH (Debian: apt-get install docker.io or docker-cli)")
+    }
+
+    #[track_caller]
+    fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(output.status.success(), "docker {arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+    }
+
+    #[track_caller]
+    fn fails(&self, arguments: &[&str], code: i32, text: &str) {
+        let output = self.run(arguments);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "docker {arguments:?}: {error}");
+        assert!(error.contains(text), "docker {arguments:?}: no {text:?} in {error:?}");
+    }
+}
+
+const REFUSAL: &str = "docker: Error response from daemon: swarm-scoped network (net) is not compatible with `docker create` or `docker run`. This network can only be used by a docker service.";
+
+#[test]
+fn a_swarm_from_its_first_command_to_its_last() {
+    let docker = Docker::over(Fake::new(), "docker-swarm");
+    assert!(docker.ok(&["version"]).contains("1.50 (minimum version 1.40)"));
+    assert!(docker.ok(&["info"]).contains("Swarm: inactive"));
+    docker.fails(&["node", "ls"], 1, "This node is not a swarm manager. Use \"docker swarm init\"");
+    assert!(docker.ok(&["swarm", "init", "--advertise-addr", "10.77.0.1"]).contains("is now a manager"));
+    docker.fails(&["swarm", "init"], 1, "This node is already part of a swarm");
+    assert_eq!(docker.ok(&["swarm", "join-token", "-q", "worker"]), "SWMTKN-1-worker");
+    docker.fails(&["swarm", "join-token", "--rotate", "worker"], 1, "rotateWorkerToken");
+    assert_eq!(docker.ok(&["swarm", "update", "--dispatcher-heartbeat", "10s"]), "Swarm updated.");
+    let info = docker.ok(&["info"]);
+    assert!(info.contains("Is Manager: true") && info.contains("Heartbeat Period: 10 seconds"), "{info}");
+    let nodes = docker.ok(&["node", "ls"]);
+    assert!(nodes.contains("ant-1") && nodes.contains("Leader") && nodes.contains('*'), "{nodes}");
+    assert!(docker.ok(&["node", "inspect", "--pretty", "self"]).contains("ant-1"));
+    assert_eq!(docker.ok(&["node", "update", "--availability", "drain", "--label-add", "a=b", "ant-2"]), "ant-2");
+    docker.fails(&["node", "promote", "ant-2"], 1, "roles");
+    docker.fails(&["node", "rm", "ant-1"], 1, "last manager of the swarm and can't be removed");
+    assert_eq!(docker.ok(&["node", "rm", "--force", "ant-2"]), "ant-2");
+    docker.fails(&["swarm", "leave"], 1, "--force");
+    assert_eq!(docker.ok(&["swarm", "leave", "--force"]), "Node left the swarm.");
+    docker.fails(&["swarm", "leave"], 1, "This node is not part of a swarm");
+    docker.fails(&["swarm", "join", "--token", "x", "10.77.0.1:2377"], 1, "join token");
+    assert_eq!(
+        docker.ok(&["swarm", "join", "--token", "SWMTKN-1-worker", "10.77.0.1:2377"]),
+        "This node joined a swarm as a worker."
+    );
+    docker.fails(&["service", "ls"], 1, "Worker nodes can't be used to view or modify cluster state");
+}
+
+#[test]
+fn the_specifications_three_commands() {
+    let docker = Docker::over(Fake::manager(), "docker-spec");
+    let id = docker.ok(&["network", "create", "--opt", "encrypted", "--driver", "overlay", "net"]);
+    assert!(id.len() == 25 && id.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit()), "{id}");
+    docker.fails(&["run", "--network", "net", "nginx"], 125, REFUSAL);
+    docker.fails(&["create", "--network", &id, "nginx"], 1, "swarm-scoped network (net) is not compatible");
+    docker.fails(&["network", "connect", "net", "x"], 1, "swarm-scoped network (net) is not compatible");
+    // Without --detach: the client polls until the service has converged.
+    let created = docker.ok(&["service", "create", "--network", "net", "my-image"]);
+    assert!(created.contains("converged"), "{created}");
+    let worker = Docker::over(Fake::worker(&["net"]), "docker-spec-worker");
+    worker.fails(&["run", "--network", "net", "nginx"], 125, REFUSAL);
+    worker.fails(&["run", "nginx"], 125, "docker service create");
+}
+
+#[test]
+fn networks_and_services_are_shown_as_docker_shows_them() {
+    let docker = Docker::over(Fake::manager(), "docker-show");
+    docker.ok(&["network", "create", "--driver", "overlay", "--subnet", "10.9.0.0/24", "--label", "a=b", "net"]);
+    let list = docker.ok(&["network", "ls", "--filter", "driver=overlay"]);
+    assert!(
+        list.lines().any(|line| line.contains("net") && line.contains("overlay") && line.contains("swarm")),
+        "{list}"
+    );
+    let format = "{{.Scope}} {{(index .IPAM.Config 0).Subnet}} {{(index .IPAM.Config 0).Gateway}} {{json .Labels}}";
+    assert_eq!(
+        docker.ok(&["network", "inspect", "net", "--format", format]),
+        "swarm 10.9.0.0/24 10.9.0.1 {\"a\":\"b\"}"
+    );
+    docker.ok(&[
+        "service",
+        "create",
+        "-d",
+        "--name",
+        "web",
+        "--replicas",
+        "2",
+        "--network",
+        "net",
+        "-e",
+        "A=b",
+        "host",
+        "sleep",
+        "9",
+    ]);
+    let services = docker.ok(&["service", "ls"]);
+    assert!(services.contains("web") && services.contains("replicated") && services.contains("2/2"), "{services}");
+    let tasks = docker.ok(&["service", "ps", "web"]);
+    assert!(tasks.contains("web.1") && tasks.contains("ant-1") && tasks.contains("Running"), "{tasks}");
+    assert!(docker.ok(&["node", "ps", "self"]).contains("web.2"));
+    assert!(docker.ok(&["service", "inspect", "--pretty", "web"]).contains("Replicas:	2"));
+    assert!(docker.ok(&["ps"]).contains("web.1."));
+    let inspected = docker.ok(&["network", "inspect", "net"]);
+    assert!(inspected.contains("10.9.0.2/24") && inspected.contains("web.1."), "{inspected}");
+    docker.fails(&["service", "create", "-d", "--publish", "80:80", "host"], 1, "unsupported field EndpointSpec.Ports");
+    docker.fails(&["service", "create", "-d", "--mode", "global", "host"], 1, "global");
+    docker.fails(&["service", "create", "-d", "--endpoint-mode", "dnsrr", "host"], 1, "dnsrr");
+    docker.fails(&["network", "create", "-d", "overlay", "--attachable", "x"], 1, "Attachable");
+    docker.fails(&["network", "create", "x"], 1, "overlay");
+    docker.fails(&["network", "rm", "net"], 1, "network net is in use by service web");
+    assert_eq!(docker.ok(&["service", "rm", "web"]), "web");
+    assert_eq!(docker.ok(&["network", "rm", "net"]), "net");
+}
+
+#[test]
+fn docker_exec_runs_in_a_task() {
+    let docker = Docker::over(Fake::manager(), "docker-exec");
+    docker.ok(&["network", "create", "-d", "overlay", "net"]);
+    docker.ok(&["service", "create", "-d", "--name", "web", "--network", "net", "host"]);
+    assert_eq!(docker.ok(&["exec", "-e", "COLOUR=blue", "web.1", "sh", "-c", "echo $COLOUR"]), "blue");
+    docker.fails(&["exec", "web.1", "sh", "-c", "echo wrong >&2; exit 3"], 3, "wrong");
+    docker.fails(&["exec", "nowhere", "true"], 1, "No such container: nowhere");
+    let served = docker.0.socket().display().to_string();
+    let script = format!("echo hello | DOCKER_HOST=unix://{served} docker exec -i web.1 cat");
+    let piped = Command::new("sh").args(["-c", &script]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&piped.stdout), "hello\n", "{piped:?}");
+}
