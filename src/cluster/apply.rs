@@ -37,7 +37,7 @@ impl State {
     fn dispatch(&mut self, command: &Command, at: UnixTime) -> Outcome {
         match command {
             Command::Init { .. } => Err(Refusal::Invalid("the swarm is initialised already".into())),
-            Command::UpdateCluster { version, spec } => self.update_cluster(*version, spec, at),
+            Command::UpdateCluster { version, spec, tokens } => self.update_cluster(*version, spec, tokens, at),
 
             Command::AddNode { id, role, hostname, software, addresses, availability, certificate_expires } => {
                 let certificate_expires = *certificate_expires;

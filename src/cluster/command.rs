@@ -17,6 +17,15 @@ pub struct Entry {
     pub command: Command,
 }
 
+/// Secrets of new join tokens; `None` keeps the old one.
+#[derive(Default, Serialize, Deserialize)]
+pub struct NewTokens {
+    /// Of the worker join token.
+    pub worker: Option<Zeroizing<[u8; 16]>>,
+    /// Of the manager join token.
+    pub manager: Option<Zeroizing<[u8; 16]>>,
+}
+
 /// A change. Whatever is random in it was drawn by the leader.
 #[derive(Serialize, Deserialize)]
 pub enum Command {
@@ -141,6 +150,8 @@ pub enum Command {
         version: u64,
         /// The settings.
         spec: ClusterSpec,
+        /// Join tokens that take the place of the old ones, which admit nobody from then on.
+        tokens: NewTokens,
     },
     /// A new role, availability or labels of a node.
     UpdateNode {

@@ -39,7 +39,7 @@ mod tests;
 mod view;
 
 pub use apply::StateError;
-pub use command::{Command, Effect, Entry, Refusal, Reply};
+pub use command::{Command, Effect, Entry, NewTokens, Refusal, Reply};
 pub use state::{
     CertificateAuthority, Cluster, EpochState, GoneNode, Network, Node, NodeState, Ring, RotationRequest, Service,
     State, Task,

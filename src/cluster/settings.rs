@@ -2,7 +2,7 @@
 
 use super::apply::{Outcome, done};
 use super::limits::{MAX_SUBNET_PREFIX, MIN_SUBNET_PREFIX};
-use super::{CertificateAuthority, Cluster, Command, Entry, EpochState, Refusal, Ring, State, ipam, ring};
+use super::{CertificateAuthority, Cluster, Command, Entry, EpochState, NewTokens, Refusal, Ring, State, ipam, ring};
 use crate::types::{ClusterSpec, Epoch, EpochPhase, Generation, Key32, UnixTime};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,12 +55,24 @@ impl State {
         })
     }
 
-    pub(super) fn update_cluster(&mut self, version: u64, spec: &ClusterSpec, at: UnixTime) -> Outcome {
+    pub(super) fn update_cluster(
+        &mut self,
+        version: u64,
+        spec: &ClusterSpec,
+        tokens: &NewTokens,
+        at: UnixTime,
+    ) -> Outcome {
         if version != self.cluster.version {
             return Err(Refusal::OutOfSequence);
         }
         check_spec(spec)?;
         self.cluster.spec = spec.clone();
+        if let Some(secret) = &tokens.worker {
+            self.cluster.worker_secret = secret.clone();
+        }
+        if let Some(secret) = &tokens.manager {
+            self.cluster.manager_secret = secret.clone();
+        }
         self.cluster.version = self.index;
         self.cluster.updated_at = at;
         done()

@@ -6,11 +6,12 @@ use super::request::Request;
 use super::{manager_state, networks, nodes, respond, schema, time};
 use crate::agent::{InitRequest, JoinTarget, SwarmState};
 use crate::api::types as api;
-use crate::cluster::{Command, State, limits};
+use crate::cluster::{Command, NewTokens, State, limits};
 use crate::types::{Availability, ClusterSpec};
 use hyper::StatusCode;
 use ipnet::IpNet;
 use serde_json::Value;
+use zeroize::Zeroizing;
 
 /// Nanoseconds, in which Docker's API counts durations, of a second.
 const NANOSECONDS: u64 = 1_000_000_000;
@@ -192,20 +193,18 @@ fn swarm_spec(spec: &ClusterSpec) -> api::SwarmSpec {
 
 pub(super) async fn update(backend: &dyn Backend, request: &Request) -> Result<respond::Response, ApiError> {
     let state = manager_state(backend)?;
-    for parameter in ["rotateWorkerToken", "rotateManagerToken", "rotateManagerUnlockKey"] {
-        if request.flag(parameter) {
-            return Err(ApiError::bad_request(format!(
-                "unsupported parameter {parameter}: join tokens cannot be changed yet"
-            )));
-        }
+    if request.flag("rotateManagerUnlockKey") {
+        return Err(ApiError::bad_request("unsupported parameter rotateManagerUnlockKey: autolock is not built yet"));
     }
+    let fresh = |parameter: &str| request.flag(parameter).then(|| Zeroizing::new(crate::sys::random::bytes()));
+    let tokens = NewTokens { worker: fresh("rotateWorkerToken"), manager: fresh("rotateManagerToken") };
     let version = request.version()?;
     let wanted = request.value()?;
     let current = serde_json::to_value(swarm_spec(&state.cluster.spec)).unwrap_or_default();
     refuse_other_changes(&wanted, &current, &mut Vec::new())?;
     let mut spec = state.cluster.spec.clone();
     apply_settings(&mut spec, &super::request::from_value(wanted)?)?;
-    backend.propose(Command::UpdateCluster { version, spec }).await?;
+    backend.propose(Command::UpdateCluster { version, spec, tokens }).await?;
     Ok(respond::empty(StatusCode::OK))
 }
 

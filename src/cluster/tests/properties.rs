@@ -120,7 +120,11 @@ impl Walk {
             4 => Command::Activate { epoch },
             5 => Command::Retire { epoch },
             6 => Command::DrawNext { master: key(c) },
-            _ => Command::UpdateCluster { version: u64::from(a), spec: ClusterSpec::default() },
+            _ => Command::UpdateCluster {
+                version: u64::from(a),
+                spec: ClusterSpec::default(),
+                tokens: NewTokens::default(),
+            },
         });
     }
 

@@ -110,8 +110,18 @@ fn settings_change_one_version_at_a_time() {
         let text = api.refused("POST", &format!("/swarm/update?version={version}"), &change, 400);
         assert!(text.contains(expected), "{text}");
     }
-    let text = api.refused("POST", &format!("/swarm/update?version={version}&rotateWorkerToken=true"), &json!({}), 400);
-    assert!(text.contains("rotateWorkerToken"), "{text}");
+    let text =
+        api.refused("POST", &format!("/swarm/update?version={version}&rotateManagerUnlockKey=1"), &json!({}), 400);
+    assert!(text.contains("rotateManagerUnlockKey"), "{text}");
+    let secrets = || {
+        let cluster = &api.fake.current().cluster;
+        (*cluster.worker_secret, *cluster.manager_secret)
+    };
+    let before = secrets();
+    let path = format!("/swarm/update?version={version}&rotateWorkerToken=true");
+    assert_eq!(api.call("POST", &path, &json!({})).0, 200);
+    let after = secrets();
+    assert!(after.0 != before.0 && after.1 == before.1, "only the worker token is new");
 }
 
 #[test]
