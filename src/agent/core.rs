@@ -216,7 +216,8 @@ impl Core {
                     self.gossip.erase_epoch(epoch);
                     self.commands.push(DataCommand::EraseEpoch(epoch));
                 }
-                KeyEvent::Install { identity, keys } => {
+                KeyEvent::Install(keys) => {
+                    let (identity, keys) = (*keys.identity(), *keys);
                     let outbound = identity.src == self.config.node;
                     let direction = if outbound { Direction::Outbound } else { Direction::Inbound };
                     self.commands.push(DataCommand::InstallSa { identity, keys, direction });

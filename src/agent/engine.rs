@@ -330,7 +330,7 @@ impl Engine {
         let now = self.clock.now();
         for _ in 0..GOSSIP_BATCH {
             match self.gossip_socket.get_ref().recv_from(buffer) {
-                Ok((length, from)) => self.core.gossip.handle_datagram(from, &mut buffer[..length], now),
+                Ok((length, from)) => self.core.gossip.handle_datagram(from, &buffer[..length], now),
                 Err(_) => break,
             }
         }

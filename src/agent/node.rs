@@ -43,13 +43,16 @@ pub struct Node {
     pub(super) inner: Arc<Inner>,
 }
 
+/// Where the exit code of an exec is told, and where it is awaited.
+type ExitChannel = (Sender<i32>, Receiver<i32>);
+
 pub(super) struct Inner {
     pub(super) settings: NodeSettings,
     pub(super) environment: Environment,
     /// Init, join, leave and restarts happen one at a time.
     pub(super) changing: smol::lock::Mutex<()>,
     pub(super) runtime: ArcSwapOption<Runtime>,
-    execs: Mutex<BTreeMap<ExecId, (Sender<i32>, Receiver<i32>)>>,
+    execs: Mutex<BTreeMap<ExecId, ExitChannel>>,
     /// Told why, once, when the daemon must end.
     fatal: Sender<String>,
     /// Closed once the helper process is gone.
@@ -252,7 +255,7 @@ impl Node {
 
 impl Inner {
     /// Where the exit of an exec is told; whoever comes first makes it.
-    fn exec_exit(&self, id: ExecId) -> (Sender<i32>, Receiver<i32>) {
+    fn exec_exit(&self, id: ExecId) -> ExitChannel {
         lock(&self.execs).entry(id).or_insert_with(|| bounded(1)).clone()
     }
 }

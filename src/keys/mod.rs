@@ -63,12 +63,8 @@ pub enum KeyEvent {
     /// Forget everything derived from this epoch.
     Erase(Epoch),
     /// Have this SA; an existing one goes on where it was.
-    Install {
-        /// Its identity; outbound when its source is this node.
-        identity: SaIdentity,
-        /// Its keys.
-        keys: SaKeys,
-    },
+    /// It is outbound when its source is this node.
+    Install(Box<SaKeys>),
     /// Accept and send nothing with this SA until it is installed again.
     Suspend(SaIdentity),
     /// Traffic of the network to the peer goes by this SA.
@@ -397,7 +393,7 @@ impl NodeKeys {
                 (epoch, held.secret.public(), *public),
             );
             for identity in [inbound, outbound] {
-                self.events.push_back(KeyEvent::Install { identity, keys: SaKeys::derive(key, &shared, &identity) });
+                self.events.push_back(KeyEvent::Install(Box::new(SaKeys::derive(key, &shared, &identity))));
             }
             pair.insert(epoch, outbound, inbound);
         }

@@ -88,8 +88,8 @@ impl Host {
     fn drain(&mut self) {
         while let Some(event) = self.keys.poll_event() {
             match event {
-                KeyEvent::Install { identity, .. } => {
-                    self.installed.insert(identity);
+                KeyEvent::Install(keys) => {
+                    self.installed.insert(*keys.identity());
                 }
                 KeyEvent::Suspend(identity) => {
                     self.installed.remove(&identity);
