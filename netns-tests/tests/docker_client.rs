@@ -143,7 +143,7 @@ fn services(net: &Topology) {
     for (option, value) in [("--publish", "80:80"), ("--mount", "type=tmpfs,target=/x"), ("--limit-memory", "1g")] {
         let refused =
             manager.docker(&["service", "create", "--detach", option, value, "--network", NETWORK, "host", "true"]);
-        fails(&refused, "not supported");
+        fails(&refused, "unsupported");
     }
     fails(&manager.docker(&["network", "rm", NETWORK]), "in use by service");
 }
