@@ -17,8 +17,11 @@ use std::time::{Duration, Instant};
 /// What a daemon may take to answer on its socket, and to stop. The measured start is in the `binary` suite.
 const DAEMON_DEADLINE: Duration = Duration::from_secs(20);
 
+/// Environment variable with the daemons' log level, for the search of a fault.
+const LOG_VARIABLE: &str = "FORMIC_TEST_LOG";
+
 /// Lines of a log that a failed test shows.
-const LOG_TAIL_LINES: usize = 80;
+const LOG_TAIL_LINES: usize = 200;
 
 /// One host.
 pub struct Host {
@@ -182,6 +185,9 @@ impl Host {
         let log = File::options().create(true).append(true).open(self.log_path()).expect("open the log");
         let mut command = self.command(&formic().to_string_lossy());
         command.arg("daemon").arg("--state-dir").arg(self.state_dir()).arg("--socket").arg(self.socket()).args(options);
+        if let Ok(level) = std::env::var(LOG_VARIABLE) {
+            command.args(["--log-level", &level]);
+        }
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("share the log")).stderr(log);
         self.starts.set(self.starts.get() + 1);
         *self.daemon.borrow_mut() = Some(Background::start(command));
@@ -246,7 +252,9 @@ impl Host {
     }
 
     pub(crate) fn print_log(&self) {
-        println!("---- log of {} (last {LOG_TAIL_LINES} lines)\n{}", self.name(), self.log_tail());
+        // Who asked for another level wants to read all of it.
+        let text = if std::env::var_os(LOG_VARIABLE).is_some() { self.log() } else { self.log_tail() };
+        println!("---- log of {}\n{text}", self.name());
     }
 
     /// The end of the log.

@@ -40,6 +40,8 @@ impl Topology {
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
             .expect("make mounts private");
         let directory = make_directory();
+        // Router solicitations would be noise in the captures.
+        no_ipv6(Command::new("sh"));
         ip(&format!("link add {BRIDGE} type bridge"));
         ip(&format!("address add {OUTSIDER}/24 dev {BRIDGE}"));
         ip(&format!("link set {BRIDGE} up"));
@@ -63,6 +65,7 @@ impl Topology {
     fn add_host(&mut self, index: u8) {
         let host = Host::new(index, &self.directory);
         let (wire, pid) = (host.wire(), host.pid());
+        no_ipv6(host.command("sh"));
         ip(&format!("link add {wire} type veth peer name eth0 netns {pid}"));
         ip(&format!("link set {wire} master {BRIDGE} up"));
         for words in
@@ -72,8 +75,6 @@ impl Topology {
             arguments.extend(words.split(' '));
             host.run(&arguments).ok();
         }
-        // Router solicitations would be noise in the captures.
-        host.run(&["sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6 2>/dev/null; true"]).ok();
         self.hosts.push(host);
     }
 
@@ -134,6 +135,15 @@ fn make_directory() -> PathBuf {
         command
     });
     PathBuf::from(path.ok())
+}
+
+/// Keeps IPv6 off the devices to come, where the kernel has it at all.
+fn no_ipv6(mut shell: Command) {
+    shell.args([
+        "-c",
+        "for kind in all default; do echo 1 >/proc/sys/net/ipv6/conf/$kind/disable_ipv6; done 2>/dev/null; true",
+    ]);
+    process::run(shell).ok();
 }
 
 fn ip(words: &str) {

@@ -21,6 +21,9 @@ const MAX_PAUSE: Duration = Duration::from_secs(2);
 /// Heartbeats without any word of the manager after which the session counts as broken.
 const MISSED_HEARTBEATS: u32 = 3;
 
+/// How often the interval is looked at anew: the managers may have shortened it, at least to this.
+const HEARTBEAT_CHECK: Duration = Duration::from_secs(1);
+
 /// What the engine hears.
 pub(super) enum SessionEvent {
     /// The session is open.
@@ -108,13 +111,16 @@ async fn one_session(
         }
     };
     let send = async {
-        let mut due = Instant::now() + heartbeat();
+        let mut last = Instant::now();
         loop {
-            let message = match within(due.saturating_duration_since(Instant::now()), outgoing.recv()).await {
+            let due = last + heartbeat();
+            let wait = due.saturating_duration_since(Instant::now()).min(HEARTBEAT_CHECK);
+            let message = match within(wait, outgoing.recv()).await {
                 Some(Ok(message)) => message,
                 Some(Err(_)) => return String::new(),
+                None if Instant::now() < due => continue,
                 None => {
-                    due = Instant::now() + heartbeat();
+                    last = Instant::now();
                     FromAgent::Heartbeat
                 }
             };
