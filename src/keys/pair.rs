@@ -93,7 +93,11 @@ impl Pair {
     /// The dummy packet that is due: on activation, then again until the pair is confirmed, and once in a while after
     /// that, so that a path that was cut is seen on idle pairs too.
     pub(super) fn probe(&mut self, active: Epoch, now: Time, intervals: &ProbeIntervals) -> Option<SaIdentity> {
-        let outbound = self.outbound(active)?;
+        let Some(outbound) = self.outbound(active) else {
+            // Nothing to probe with: the peer's public will bring the pair back, no timer.
+            self.probe_at = None;
+            return None;
+        };
         let news = self.announced != Some(active);
         if !news && self.probe_at.is_some_and(|at| at > now) {
             return None;

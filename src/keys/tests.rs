@@ -297,3 +297,13 @@ fn a_gone_node_is_dropped_at_once() {
     a.drain();
     assert!(a.installed.is_empty(), "a gone node came back");
 }
+
+#[test]
+fn a_peer_that_missed_the_active_epoch_leaves_no_timer_that_never_ends() {
+    let (mut a, _, now) = pair();
+    let alone = [a.node];
+    a.ring(&[(2, EpochPhase::Previous), (3, EpochPhase::Current), (4, EpochPhase::Next)], &alone, now);
+    let later = now + PROBE_INTERVALS.confirmed * 2;
+    a.keys.handle_timeout(later);
+    assert!(a.keys.poll_timeout().is_none_or(|at| at > later), "due again at once: the node would spin");
+}
