@@ -180,17 +180,22 @@ impl Node {
                         erases all current state of the swarm. Use `--force` to ignore this message. ";
             return Err(NodeError::Unavailable(text.into()));
         }
+        // First the tasks, whose ends go by the session; a session still there after the goodbye would open again, and
+        // the node be ready in the managers' eyes.
+        runtime.stop(LEAVE_PATIENCE).await;
         if runtime.manager.is_none() {
             self.say_goodbye(&runtime.membership).await;
         }
-        self.forget_after(&runtime).await;
-        Ok(())
+        self.forget()
     }
 
     /// Goes on with a new boot: new keys and counters, and, since the managers place anew what ran in the old one, no
     /// tasks.
     pub(super) async fn begin_new_boot(&self, old: &Runtime, reason: &str, fork: Option<Fork>) {
         let _changing = self.inner.changing.lock().await;
+        if !self.is_current(old) {
+            return;
+        }
         tracing::warn!(%reason, "this node begins a new boot: its tasks end and are placed anew");
         for task in &old.view.load().tasks {
             if let Err(error) = self.inner.environment.helper.remove_task(task.assignment.id).await {
@@ -204,6 +209,11 @@ impl Node {
         if let Err(error) = begun {
             self.die(format!("{reason}; and a new boot failed: {error}")).await;
         }
+    }
+
+    /// Whether nobody has left, stopped or restarted this runtime meanwhile.
+    pub(super) fn is_current(&self, runtime: &Runtime) -> bool {
+        self.inner.runtime.load().as_ref().is_some_and(|current| std::ptr::eq(Arc::as_ptr(current), runtime))
     }
 
     /// Stops a runtime and forgets its swarm.

@@ -12,12 +12,15 @@ use crate::dataplane::{DataCommand, DataEvent, SaRefusal};
 use crate::esp::Direction;
 use crate::gossip::{EpochKeys, Gossip, GossipConfig, GossipEvent, Timing};
 use crate::keys::{KeyEvent, KeysConfig, NodeKeys};
-use crate::types::{Fork, Key32, NetworkId, NodeId, TaskAssignment, TaskId, Time};
+use crate::types::{Epoch, Fork, Key32, NetworkId, NodeId, TaskAssignment, TaskId, Time};
 use crate::wire::control::{FromAgent, NetworkView, SwarmView};
 use crate::wire::record::{
     EndpointRecord, NodeRecord, RecordBody, RecordKey, SignedRecord, TrustBundle, VerifiedRecord,
 };
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Records handed to gossip at once; each causes two events at most.
+const RECORDS_AT_ONCE: usize = crate::gossip::EVENTS_MAX / 4;
 
 /// The machines of one boot of a node, and what they were told.
 pub(crate) struct Core {
@@ -35,6 +38,8 @@ pub(crate) struct Core {
     pub(crate) outgoing: Vec<FromAgent>,
     /// Peers use a ring that this node lacks: a session is wanted now.
     pub(crate) wants_session: bool,
+    /// The newest epoch with an SA past its soft limit, which is said once.
+    worn: Option<Epoch>,
     /// Only a new boot helps: why.
     pub(crate) new_boot: Option<String>,
     /// A later life of the managers' state than this node's.
@@ -58,6 +63,7 @@ impl Core {
             commands: Vec::new(),
             outgoing: Vec::new(),
             wants_session: false,
+            worn: None,
             new_boot: None,
             forked: None,
         }
@@ -66,6 +72,9 @@ impl Core {
     /// A session with the managers is open: they are told again what they may have missed.
     pub(crate) fn handle_session(&mut self, now: Time) {
         self.keys.report_again(now);
+        if self.worn.is_some() && self.worn >= self.keys.active() {
+            self.outgoing.push(FromAgent::RotateEarly);
+        }
     }
 
     /// Acts on a complete push; gives the tasks that it wants, or nothing when it is refused.
@@ -83,6 +92,7 @@ impl Core {
         self.names = names;
         let new: BTreeMap<NetworkId, NetworkView> = networks.iter().map(|view| (view.id, view.clone())).collect();
         let networks_changed = new != self.networks;
+        let held: BTreeSet<Epoch> = self.keys.epochs().into_iter().map(|(epoch, _)| epoch).collect();
         self.apply_networks(new);
         self.keys.handle_networks(&networks, now);
         if let Some(ring) = ring {
@@ -90,7 +100,9 @@ impl Core {
         }
         self.hand_over_key_events();
         self.insert_records(&records, now);
-        if networks_changed {
+        // Records may have come by gossip before the keys that open them.
+        let keys_are_new = self.keys.epochs().iter().any(|(epoch, _)| !held.contains(epoch));
+        if networks_changed || keys_are_new {
             self.rescan_endpoints();
         }
         Some(tasks)
@@ -110,7 +122,13 @@ impl Core {
         {
             tracing::warn!(%error, "this node's own record was not taken");
         }
-        self.gossip.insert_records(records, now);
+        // What gossip reports is taken from it in between: of more than it can report it would take none, and the
+        // managers tell a record once.
+        let mut records = records.into_iter().peekable();
+        while records.peek().is_some() {
+            self.gossip.insert_records(records.by_ref().take(RECORDS_AT_ONCE), now);
+            self.settle(now);
+        }
     }
 
     /// A lower fork is refused; a higher one ends this life.
@@ -164,7 +182,10 @@ impl Core {
         match event {
             DataEvent::Authenticated { identity } => self.keys.handle_authenticated(&identity, now),
             DataEvent::Control { identity, message } => self.keys.handle_control(&identity, message, now),
-            DataEvent::SoftLimit { .. } => self.outgoing.push(FromAgent::RotateEarly),
+            DataEvent::SoftLimit { identity } => {
+                self.worn = self.worn.max(Some(identity.epoch));
+                self.outgoing.push(FromAgent::RotateEarly);
+            }
             DataEvent::SaRefused { identity, reason } => {
                 tracing::error!(peer = %identity.dst, %reason, "an SA was refused");
                 if let SaRefusal::Install(error) = reason
@@ -313,3 +334,6 @@ impl Core {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

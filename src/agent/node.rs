@@ -213,6 +213,9 @@ impl Node {
             End::Broken(reason) => self.die(reason).await,
             End::Removed => {
                 let _changing = self.inner.changing.lock().await;
+                if !self.is_current(&runtime) {
+                    return;
+                }
                 tracing::warn!("leaving the swarm: this node was removed from it");
                 self.forget_after(&runtime).await;
             }

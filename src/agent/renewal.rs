@@ -25,6 +25,8 @@ pub(super) async fn run(
         if environment.clock.unix().0 >= due {
             let known = managers.lock().unwrap_or_else(PoisonError::into_inner).clone();
             match renew(&identity.load_full(), &known).await {
+                // The swarm was left meanwhile: nothing of it may come back to the disk.
+                Ok(_) if ended.is_closed() => return,
                 Ok(renewed) => {
                     if let Err(error) = environment.store.save_identity(&renewed) {
                         tracing::error!(%error, "the new certificate cannot be stored");

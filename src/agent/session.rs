@@ -69,7 +69,8 @@ pub(super) async fn run(config: SessionConfig, outgoing: Receiver<FromAgent>, ev
             return;
         }
         pause = if opened { FIRST_PAUSE } else { (pause * 2).min(MAX_PAUSE) };
-        smol::Timer::after(pause).await;
+        // A session may be wanted now.
+        let _ = within(pause, config.reset.recv()).await;
     }
 }
 
@@ -93,6 +94,8 @@ async fn one_session(
         };
     // What waits here is told anew once the engine knows of the new session.
     while outgoing.try_recv().is_ok() {}
+    // A wish to cut the session meant an earlier one.
+    while config.reset.try_recv().is_ok() {}
     if events.send(SessionEvent::Up { boot_index }).await.is_err() {
         return (true, String::new());
     }

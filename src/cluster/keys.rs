@@ -86,6 +86,8 @@ impl State {
             return Err(Refusal::Conflict(format!("epoch {epoch} is not the previous one")));
         }
         let erased = self.ring.erase(EpochPhase::Previous);
+        // The signed ring record names the oldest epoch: other content needs a higher age, also after a restart.
+        self.bump_ring();
         self.erased(erased)
     }
 

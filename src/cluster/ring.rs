@@ -170,7 +170,7 @@ pub fn late(state: &State) -> Vec<(NodeId, String)> {
 pub struct KeyLife {
     /// Seconds between two rotations.
     pub interval_secs: u32,
-    /// The age of the last activation or removal.
+    /// The age of the last activation, retirement or removal.
     pub generation: Generation,
     /// A rotation wished before its time.
     pub request: Option<RotationRequest>,

@@ -239,7 +239,7 @@ pub struct Ring {
     pub epochs: Vec<EpochState>,
     /// A rotation wished before its time.
     pub request: Option<RotationRequest>,
-    /// The age of the last activation or removal: the generation of the signed ring record.
+    /// The age of the last activation, retirement or removal: the generation of the signed ring record.
     pub generation: Generation,
     /// When `previous` may be erased although not all send with the current one: never before 10 minutes (30 s
     /// after a removal) from the activation.

@@ -4,7 +4,8 @@
 //! - [`SaDatabase::suspend`] takes an SA out of use and forgets nothing.
 //! - [`SaDatabase::erase_epoch`] alone forgets: it is called when the node's X25519 secret of the epoch is erased, and
 //!   the epoch is then refused for the life of the database, which is the life of one (boot, worker).
-//! - All tables are bounded; what does not fit is an error that only a new boot cures ([`InstallError::needs_new_boot`]).
+//! - All tables are bounded; what does not fit is an error. Of a full table only a new boot cures
+//!   ([`InstallError::needs_new_boot`]).
 
 use super::schedule::{MAX_QUEUES, SaIdentity, SaKeys, spi};
 use super::{EspDrop, InboundSa, Opened, OutboundSa, SaTraffic, Sealed};
@@ -59,9 +60,10 @@ pub enum InstallError {
 }
 
 impl InstallError {
-    /// Whether the node must draw a new boot to go on.
+    /// Whether the node must draw a new boot to go on. Not for a crowded SPI: nothing would be lost by the refusal, the
+    /// next epoch has other SPIs, and a hostile peer can choose its boots so that their SPIs are the same.
     pub fn needs_new_boot(self) -> bool {
-        matches!(self, InstallError::TableFull | InstallError::SpiCrowded(_))
+        matches!(self, InstallError::TableFull)
     }
 }
 

@@ -5,7 +5,7 @@
 
 use super::GossipDrop;
 use super::sequence::{ReplayWindow, SendCounter};
-use crate::crypto::X25519Secret;
+use crate::crypto::{self, X25519Secret};
 use crate::types::{BootId, ClusterId, Epoch, Fork, Key32, NodeId, PublicKey};
 use crate::wire::gossip::{self, Party};
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,8 +48,26 @@ struct Held {
     gossip_key: Key32,
     hello_key: Key32,
     secret: Arc<X25519Secret>,
+    /// Marks the nonces of this boot's hellos: any node can send a hello in our name, but only a clone of this process
+    /// has the secret that this comes from.
+    mark: Option<Key32>,
     hellos: BTreeSet<[u8; 12]>,
     hellos_forgotten: bool,
+}
+
+impl Held {
+    /// A nonce that shows to this boot, and to nobody else, whose it is.
+    fn marked_nonce(&self, random: [u8; 8]) -> Option<[u8; 12]> {
+        let mark = crypto::derive_key(&[self.mark.as_ref()?.expose()], &[b"formic hello mark v1", &random]);
+        let [a, b, c, d, e, f, g, h] = random;
+        let [i, j, k, l, ..] = *mark.expose();
+        Some([a, b, c, d, e, f, g, h, i, j, k, l])
+    }
+
+    fn is_marked(&self, nonce: &[u8; 12]) -> bool {
+        let random = nonce.first_chunk::<8>().copied().unwrap_or_default();
+        self.marked_nonce(random).is_some_and(|marked| crypto::equal_in_constant_time(&marked, nonce))
+    }
 }
 
 /// The keys and state of one pair in one epoch.
@@ -126,6 +144,7 @@ impl Keyring {
         let held = Held {
             hello_key: gossip::hello_key(&keys.gossip_key),
             gossip_key: keys.gossip_key,
+            mark: own_secret(&keys.secret),
             secret: keys.secret,
             hellos: BTreeSet::new(),
             hellos_forgotten: false,
@@ -220,18 +239,27 @@ impl Keyring {
         self.held.get(&epoch).map(|held| &held.hello_key)
     }
 
-    pub(super) fn remember_hello(&mut self, epoch: Epoch, nonce: [u8; 12]) {
-        if let Some(held) = self.held.get_mut(&epoch) {
-            if held.hellos.len() < OWN_HELLOS_MAX {
-                held.hellos.insert(nonce);
-            } else {
-                held.hellos_forgotten = true;
-            }
+    /// The nonce of a hello of this boot, made of fresh random octets. It is remembered.
+    pub(super) fn hello_nonce(&mut self, epoch: Epoch, random: [u8; 8]) -> Option<[u8; 12]> {
+        let held = self.held.get_mut(&epoch)?;
+        let nonce = held.marked_nonce(random)?;
+        if held.hellos.len() < OWN_HELLOS_MAX {
+            held.hellos.insert(nonce);
+        } else {
+            held.hellos_forgotten = true;
         }
+        Some(nonce)
     }
 
-    /// Whether a hello in this node's name cannot be one that this process sent.
-    pub(super) fn is_foreign_hello(&self, epoch: Epoch, nonce: &[u8; 12]) -> bool {
-        self.held.get(&epoch).is_some_and(|held| !held.hellos_forgotten && !held.hellos.contains(nonce))
+    /// Whether a hello in this node's name was made with this boot's secret, but not by this process.
+    pub(super) fn is_cloned_hello(&self, epoch: Epoch, nonce: &[u8; 12]) -> bool {
+        let cloned = |held: &Held| held.is_marked(nonce) && !held.hellos_forgotten && !held.hellos.contains(nonce);
+        self.held.get(&epoch).is_some_and(cloned)
     }
+}
+
+/// What only the owner of an X25519 secret can compute; everybody knows the public.
+fn own_secret(secret: &X25519Secret) -> Option<Key32> {
+    let shared = secret.agree(&secret.public()).ok()?;
+    Some(crypto::derive_key(&[shared.expose()], &[b"formic hello mark key v1"]))
 }

@@ -65,7 +65,7 @@ impl Gossip {
         let key = self.keyring.hello_key(header.epoch).ok_or(GossipDrop::UnknownEpoch)?;
         let plain = gossip::open_hello(key, header, sealed).map_err(|_| GossipDrop::Forged)?;
         if header.node == self.config.node {
-            if header.boot == self.config.boot && self.keyring.is_foreign_hello(header.epoch, &nonce) {
+            if header.boot == self.config.boot && self.keyring.is_cloned_hello(header.epoch, &nonce) {
                 self.event(GossipEvent::ClonedIdentity);
             }
             return Err(GossipDrop::OwnIdentity);

@@ -83,9 +83,9 @@ impl Gossip {
             return false;
         }
         let address = member.address;
-        let mut nonce = [0; 12];
-        self.rng.fill_bytes(&mut nonce);
-        self.keyring.remember_hello(epoch, nonce);
+        let mut random = [0; 8];
+        self.rng.fill_bytes(&mut random);
+        let Some(nonce) = self.keyring.hello_nonce(epoch, random) else { return false };
         let header = Header { epoch, node: self.config.node, boot: self.config.boot, form: Form::Hello { nonce } };
         let (Some(key), Some(own)) = (self.keyring.hello_key(epoch), &self.own) else { return false };
         let datagram = gossip::seal_hello(key, &header, own.signed().encoded());

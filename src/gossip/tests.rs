@@ -84,8 +84,8 @@ fn a_datagram_for_another_node_is_forged_here() {
     assert_eq!(target.drops().of(GossipDrop::Forged) + target.drops().of(GossipDrop::Replayed), 1);
 }
 
-/// A hello in the first host's name with a nonce it never used, as its clone would send.
-fn cloned_hello(swarm: &GossipSwarm) -> Vec<u8> {
+/// A hello in the first host's name, as every node with the gossip key can make one.
+fn forged_hello(swarm: &GossipSwarm) -> Vec<u8> {
     let host = &swarm.hosts[0];
     let form = Form::Hello { nonce: [0x77; 12] };
     let header = Header { epoch: Epoch(2), node: host.node, boot: host.boot, form };
@@ -93,8 +93,25 @@ fn cloned_hello(swarm: &GossipSwarm) -> Vec<u8> {
     seal_hello(&hello_key(&swarm.managers.gossip_key(Epoch(2))), &header, record.encoded())
 }
 
+/// A hello of a copy of the first host: the same boot and secrets, other randomness.
+fn cloned_hello(swarm: &mut GossipSwarm) -> Vec<u8> {
+    let (cluster, fork) = (swarm.managers.cluster, swarm.managers.fork);
+    let (node, boot, now) = (swarm.hosts[0].node, swarm.hosts[0].boot, swarm.now);
+    let mut clone = Gossip::new(GossipConfig { cluster, fork, node, boot, timing: Timing::default() }, now, [9; 32]);
+    clone.set_trust(swarm.managers.trust());
+    for epoch in [1, 2, 3].map(Epoch) {
+        clone.set_epoch(swarm.epoch_keys(0, epoch)).unwrap();
+    }
+    clone.set_active(Epoch(2));
+    clone.set_own_record(swarm.own_record(0).unwrap(), now).unwrap();
+    clone.insert_records([swarm.own_record(1).unwrap()], now);
+    clone.handle_timeout(now);
+    let mut sent = std::iter::from_fn(|| clone.poll_transmit()).map(|sent| sent.payload);
+    sent.find(|payload| payload[0] == VERSION_HELLO).unwrap()
+}
+
 #[test]
-fn a_reflected_hello_is_no_clone_but_a_foreign_one_is() {
+fn a_reflected_or_forged_hello_is_no_clone_but_one_with_our_secret_is() {
     let mut swarm = GossipSwarm::new(3, 2, Faults::NONE);
     let now = swarm.now;
     let own: Vec<Vec<u8>> = {
@@ -105,13 +122,16 @@ fn a_reflected_hello_is_no_clone_but_a_foreign_one_is() {
         std::iter::from_fn(|| gossip.poll_transmit()).map(|sent| sent.payload).collect()
     };
     let hello = own.iter().find(|payload| payload[0] == VERSION_HELLO).unwrap();
-    let (foreign, from) = (cloned_hello(&swarm), swarm.hosts[1].address);
+    let (forged, cloned, from) = (forged_hello(&swarm), cloned_hello(&mut swarm), swarm.hosts[1].address);
     let gossip = swarm.gossip(0);
     events(gossip);
     gossip.handle_datagram(from, hello, now);
     assert_eq!(gossip.drops().of(GossipDrop::OwnIdentity), 1);
     assert!(!events(gossip).contains(&GossipEvent::ClonedIdentity));
-    gossip.handle_datagram(from, &foreign, now);
+    gossip.handle_datagram(from, &forged, now);
+    assert_eq!(gossip.drops().of(GossipDrop::OwnIdentity), 2);
+    assert_eq!(events(gossip), [], "any node could make all others draw a new boot");
+    gossip.handle_datagram(from, &cloned, now);
     assert_eq!(events(gossip), [GossipEvent::ClonedIdentity]);
 }
 

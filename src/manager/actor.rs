@@ -147,13 +147,10 @@ impl Actor {
                 let Ok(next) = proposals.try_recv() else { break };
                 batch.push(next);
             }
-            match self.commit(batch) {
-                Ok(ended) => ended.into_iter().for_each(&end_session),
-                Err(error) => {
-                    tracing::error!(%error, "the manager's store failed: this manager ends");
-                    let _ = self.published.failure.set(error);
-                    break;
-                }
+            if let Err(error) = self.commit(batch, &end_session) {
+                tracing::error!(%error, "the manager's store failed: this manager ends");
+                let _ = self.published.failure.set(error);
+                break;
             }
         }
         // Proposals that still wait get no verdict: their senders fall with the queue.
@@ -162,8 +159,8 @@ impl Actor {
         self.published.notify();
     }
 
-    /// Makes the batch durable, applies it, answers. Gives the nodes whose sessions end.
-    fn commit(&mut self, batch: Vec<Proposal>) -> Result<Vec<NodeId>, StoreError> {
+    /// Makes the batch durable, applies it, ends the sessions that it ends, answers.
+    fn commit(&mut self, batch: Vec<Proposal>, end_session: &impl Fn(NodeId)) -> Result<(), StoreError> {
         let at = wall_clock();
         let (mut entries, mut encoded, mut verdicts) = (Vec::new(), Vec::new(), Vec::new());
         for Proposal { command, verdict } in batch {
@@ -186,6 +183,12 @@ impl Actor {
             // `Published` is written by this thread only: nobody waits for the lock that is held meanwhile.
             self.published.with(|state| self.store.compact(state))?;
         }
+        // Before anybody is told of the change: a removed node's session must not be woken by it first.
+        effects.iter().for_each(|effect| {
+            if let Effect::EndSession(node) = effect {
+                end_session(*node)
+            }
+        });
         let changed = results.iter().any(Result::is_ok);
         for (verdict, result) in verdicts.into_iter().zip(results) {
             let _ = verdict.try_send(result.map_err(ManagerError::from));
@@ -193,8 +196,7 @@ impl Actor {
         if changed {
             self.published.notify();
         }
-        let ended = |effect| if let Effect::EndSession(node) = effect { Some(node) } else { None };
-        Ok(effects.into_iter().filter_map(ended).collect())
+        Ok(())
     }
 
     fn apply(&self, entries: &[Entry]) -> (Vec<Result<Reply, Refusal>>, Vec<Effect>) {

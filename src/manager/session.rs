@@ -262,7 +262,9 @@ impl Session {
         let (mut said, mut cursor) = (None, 0);
         loop {
             match self.compose(cursor) {
-                Ok(push) => {
+                // Removed: it gets nothing of the keys that shall shut it out, and `end` tells it so.
+                Ok(None) => smol::future::pending().await,
+                Ok(Some(push)) => {
                     if said != Some(push.digest) || push.records {
                         if let Err(error) = writer.lock().await.write_frames(&push.frames).await {
                             return error;
@@ -282,11 +284,14 @@ impl Session {
         }
     }
 
-    fn compose(&self, cursor: u64) -> Result<push::Push, frame::FrameError> {
+    fn compose(&self, cursor: u64) -> Result<Option<push::Push>, frame::FrameError> {
         self.inner.published.with(|state| {
+            if !state.nodes.contains_key(&self.node) {
+                return Ok(None);
+            }
             let mut book = self.inner.book.lock().unwrap_or_else(PoisonError::into_inner);
             book.update(state);
-            push::compose(state, self.node, &book, cursor)
+            push::compose(state, self.node, &book, cursor).map(Some)
         })
     }
 }

@@ -297,3 +297,14 @@ fn the_clock_counts_a_request_from_when_it_sees_it_and_keeps_it_over_restarts() 
     let mut leader = Leader::start(&swarm, 0);
     assert_eq!(leader.clock.read(&swarm.state, Time(0)).request_secs, 600, "the age of a request is clamped too");
 }
+
+#[test]
+fn the_age_of_the_ring_rises_with_all_that_its_record_says() {
+    let mut swarm = Swarm::with_workers(1);
+    let mut last = swarm.state.ring.generation;
+    for step in [RingStep::Activate(Epoch(2)), RingStep::Retire(Epoch(1))] {
+        apply(&mut swarm, step);
+        assert!(swarm.state.ring.generation > last, "a manager that starts again would sign older news as the same");
+        last = swarm.state.ring.generation;
+    }
+}

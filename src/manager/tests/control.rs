@@ -379,8 +379,21 @@ fn a_removed_node_is_told_and_never_let_in_again() {
         agent.push().await;
         let master = Key32::new(random());
         let remove = Command::RemoveNode { node: agent.node, force: true, master };
+        let known = swarm.manager.with_state(|state| state.ring.epochs.iter().map(|held| held.epoch).max());
         swarm.manager.propose(remove).await.unwrap();
-        assert!(agent.until_ended().await, "told so");
+        let mut told = false;
+        loop {
+            match agent.session.reader.read::<ToAgent>(DEADLINE).await {
+                Ok(ToAgent::Removed) => told = true,
+                Ok(ToAgent::Ring(ring)) => {
+                    let newest = ring.epochs.iter().map(|view| view.epoch).max();
+                    assert!(newest <= known, "it was told the key that shall shut it out");
+                }
+                Ok(_) => {}
+                Err(error) => break assert!(!matches!(error, tls::StreamError::Timeout), "the session goes on"),
+            }
+        }
+        assert!(told, "told so");
         let again = tls::open_session(swarm.control, &agent.identity, session_request(BootId([3; 8]))).await;
         assert!(text(again).contains("was removed from the swarm"));
         let gone = agent.node;
