@@ -25,6 +25,8 @@ mod events;
 mod inbound;
 mod outbound;
 mod sending;
+#[cfg(test)]
+pub(crate) mod simulated;
 mod socket;
 mod stats;
 mod tables;

@@ -183,7 +183,7 @@ impl Tables {
         Ok(sealed.datagram_len)
     }
 
-    fn seal_control(
+    pub(super) fn seal_control(
         &mut self,
         outbound: &SaIdentity,
         message: ControlMessage,

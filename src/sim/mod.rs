@@ -7,6 +7,8 @@
 
 pub mod gossip;
 pub mod network;
+#[cfg(test)]
+mod swarm;
 
 #[cfg(test)]
 mod tests;
