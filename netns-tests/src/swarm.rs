@@ -2,7 +2,7 @@
 
 use crate::host::Host;
 use crate::topology::Topology;
-use crate::wait::wait_until;
+use crate::wait::{so, wait_until};
 use serde_json::Value;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -10,8 +10,8 @@ use std::time::Duration;
 /// What placing and starting a few tasks may take on two busy cores.
 pub const SETTLE: Duration = Duration::from_secs(30);
 
-/// What a task of a service runs that has nothing to do.
-pub const IDLE: &[&str] = &["sleep", "100000"];
+/// What a task of a service runs that has nothing to do. A first process ignores signals that it does not handle.
+pub const IDLE: &[&str] = &["sh", "-c", "trap 'exit 0' TERM; sleep 100000 & wait"];
 
 /// Options of `swarm init` that make failures show sooner than the default of three times 5 s.
 pub const FAST: &[&str] = &["--dispatcher-heartbeat", "1s"];
@@ -246,10 +246,12 @@ impl Swarm {
     #[track_caller]
     pub fn wait_removed(&self, service: &str) {
         wait_until(&format!("{service} removed"), SETTLE, || {
-            let tasks = self.try_tasks(service)?;
             let services = list(self.manager().try_get("/services")?);
-            let known = services.iter().any(|s| s["Spec"]["Name"] == service);
-            if known || !tasks.is_empty() { Err(format!("{tasks:?}")) } else { Ok(()) }
+            so(services.iter().all(|s| s["Spec"]["Name"] != service), || "still listed".into())?;
+            // A service is not listed any more while its tasks still end.
+            let mut tasks = list(self.manager().try_get("/tasks")?);
+            tasks.retain(|task| services.iter().all(|s| s["ID"] != task["ServiceID"]));
+            so(tasks.is_empty(), || format!("{tasks:?}"))
         });
     }
 

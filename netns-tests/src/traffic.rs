@@ -4,10 +4,15 @@
 use crate::process::{self, Background, tied};
 use crate::swarm::Task;
 use nix::sys::signal::Signal;
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
+use std::thread::JoinHandle;
 use std::time::Duration;
+
+/// Echo requests that may be unanswered when a ping is stopped: 300 ms of them, for a machine that is loaded.
+const IN_FLIGHT: u64 = 30;
 
 /// A command in the task's network namespace.
 pub fn in_network_of(task: &Task, program: &str) -> Command {
@@ -30,6 +35,7 @@ pub fn pings(from: &Task, to: IpAddr, count: u32) -> Result<(), String> {
 /// A ping that goes on until it is told to stop.
 pub struct Flow {
     ping: Background,
+    output: JoinHandle<String>,
     name: String,
 }
 
@@ -37,21 +43,38 @@ impl Flow {
     /// Starts it: one echo request every 10 ms.
     pub fn start(from: &Task, to: &Task) -> Flow {
         let mut command = in_network_of(from, "ping");
-        command.args(["-n", "-q", "-i", "0.01", &to.address().to_string()]);
+        command.args(["-n", "-i", "0.01", &to.address().to_string()]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        Flow { ping: Background::start(command), name: format!("{} -> {}", from.address(), to.address()) }
+        let mut ping = Background::start(command);
+        // Read all the time: a ping that waits for its reader measures nothing.
+        let mut stdout = ping.child().stdout.take().expect("piped");
+        let output = std::thread::spawn(move || {
+            let mut text = String::new();
+            let _ = stdout.read_to_string(&mut text);
+            text
+        });
+        Flow { ping, output, name: format!("{} -> {}", from.address(), to.address()) }
     }
 
-    /// Stops it: how many were sent, and how many of them lost.
+    /// Stops it: how many were sent and how many of them lost. What was on its way at the end counts as neither, unless
+    /// it is more than [`IN_FLIGHT`].
     pub fn stop(mut self) -> (u64, u64) {
         self.ping.signal(Signal::SIGINT);
-        let mut text = String::new();
-        if let Some(mut stdout) = self.ping.child().stdout.take() {
-            let _ = stdout.read_to_string(&mut text);
-        }
         self.ping.end(Duration::from_secs(10));
-        count_lost(&text).unwrap_or_else(|| panic!("{}: no summary of ping: {text}", self.name))
+        let text = self.output.join().unwrap_or_default();
+        let (sent, _) = count_lost(&text).unwrap_or_else(|| panic!("{}: no summary of ping: {text}", self.name));
+        let answered: BTreeSet<u64> = text.lines().filter_map(answered_sequence).collect();
+        let last = answered.last().copied().unwrap_or(0);
+        let gaps = last - answered.len() as u64;
+        let tail = sent.saturating_sub(last);
+        (last, if tail > IN_FLIGHT { gaps + tail } else { gaps })
     }
+}
+
+/// The sequence number of an answer (`64 bytes from 10.0.1.3: icmp_seq=7 ttl=64 time=0.2 ms`); they count from 1.
+fn answered_sequence(line: &str) -> Option<u64> {
+    let after = line.split_once("bytes from")?.1.split_once("icmp_seq=")?.1;
+    after.split(' ').next()?.parse().ok()
 }
 
 /// Sent and lost, from ping's summary.

@@ -79,7 +79,7 @@ fn hold_port(host: &Host, kind: &str, port: &str) -> Background {
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     let holder = Background::start(command);
     wait_until("the port is held", SETTLE, || {
-        let sockets = host.run(&["ss", "-Hlntu", "sport", "=", port]).ok();
+        let sockets = host.run(&["ss", "-Hlntu", "sport", "=", &format!(":{port}")]).ok();
         so(!sockets.is_empty(), || "not yet".into())
     });
     holder
@@ -168,7 +168,7 @@ fn networks_that_cannot_be() {
         (&["--subnet", "10.6.0.0/33", "n"], "10.6.0.0/33"),
         (&["--subnet", "hello", "n"], "hello"),
         (&["--subnet", "10.6.0.0/31", "n"], "10.6.0.0/31"),
-        (&["--subnet", "fd00::/64", "n"], "IPv4"),
+        (&["--subnet", "fd00::/64", "n"], "IPv6"),
         (&["--opt", "encrypted=maybe", "n"], "encrypted"),
         (&["--opt", "colour=blue", "n"], "colour"),
         (&["first"], "network with name first already exists"),
