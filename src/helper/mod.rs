@@ -29,6 +29,7 @@ pub use client::{HelperClient, HelperHandle, Stdio};
 
 use crate::sys::process::{self, Fork};
 use crate::sys::seqpacket::SeqPacket;
+use crate::sys::tun::TunDevice;
 use crate::sys::{explain, privileges};
 use std::io;
 use std::path::PathBuf;
@@ -54,6 +55,7 @@ pub struct HelperOptions {
 pub fn start(options: &HelperOptions) -> io::Result<HelperHandle> {
     process::require_single_thread()?;
     privileges::check_needed()?;
+    TunDevice::check_available()?;
     let (ours, theirs) = SeqPacket::pair()?;
     match process::fork()? {
         Fork::Child => {

@@ -45,6 +45,11 @@ impl TunDevice {
         }
     }
 
+    /// Whether devices can be made here. Errors say what to do; better told at the start than at the first task.
+    pub fn check_available() -> io::Result<()> {
+        OpenOptions::new().read(true).write(true).open(DEVICE).map(drop).map_err(device_error)
+    }
+
     /// The fast driver: vnet header, offload mask 0.
     pub fn open_vnet(name: &str) -> io::Result<TunDevice> {
         let file = OpenOptions::new()

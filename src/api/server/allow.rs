@@ -40,6 +40,14 @@ const ONLY_DEFAULT: &str = "only the default is";
 /// Bytes of a refused value that are repeated in the refusal: it is one line for people.
 const SHOWN_VALUE_BYTES: usize = 60;
 
+/// The path of the first value in an object that is not at its default: `Resources` alone names no option.
+fn path_to_value(path: String, value: &Value) -> String {
+    match value.as_object().and_then(|members| members.iter().find(|(_, member)| !is_default(member))) {
+        Some((name, member)) => path_to_value(format!("{path}.{name}"), member),
+        None => path,
+    }
+}
+
 /// Checks a value against its shape.
 pub(super) fn check(value: &Value, shape: &Shape) -> Result<(), Unsupported> {
     check_at(value, shape, &mut String::new())
@@ -56,7 +64,7 @@ fn check_at(value: &Value, shape: &Shape, path: &mut String) -> Result<(), Unsup
             descend(path, name, |path| match known {
                 Some(shape) => check_at(member, shape, path),
                 None if is_default(member) => Ok(()),
-                None => Err(Unsupported::Field { path: path.clone() }),
+                None => Err(Unsupported::Field { path: path_to_value(path.clone(), member) }),
             })
         }),
         (Shape::List(element), Value::Array(values)) => values.iter().enumerate().try_for_each(|(index, value)| {

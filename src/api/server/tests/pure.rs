@@ -64,7 +64,7 @@ fn what_is_not_implemented_is_refused_by_its_path() {
     for (value, path) in [
         (json!({"Unknown": 1}), "field Unknown:"),
         (json!({"Deep": {"Mounts": [{"Type": "bind"}]}}), "field Deep.Mounts (--mount):"),
-        (json!({"Deep": {"Deeper": {"Other": {"X": {"Y": "z"}}}}}), "field Deep.Deeper.Other:"),
+        (json!({"Deep": {"Deeper": {"Other": {"X": {"Y": "z"}}}}}), "field Deep.Deeper.Other.X.Y:"),
         (json!({"List": [{"Target": "a"}, {"Target": "b", "Alias": ["x"]}]}), "field List[1].Alias:"),
         (json!({"Word": "dnsrr"}), "value \"dnsrr\" of Word: it is not supported, names come later"),
         (json!({"Word": 7}), "value 7 of Word:"),
