@@ -4,6 +4,7 @@ use crate::api;
 use crate::binary::formic;
 use crate::process::{self, Background, Finished, tied};
 use crate::wait::wait_until;
+use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::cell::{Cell, RefCell};
@@ -112,6 +113,18 @@ impl Host {
         let mut command = self.command(words[0]);
         command.args(&words[1..]);
         process::run(command)
+    }
+
+    /// Does something on a thread that is in this host's network namespace: what it binds stays there.
+    pub fn in_network<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                let namespace = File::open(format!("/proc/{}/ns/net", self.pid())).expect("open the namespace");
+                setns(namespace, CloneFlags::CLONE_NEWNET).expect("enter the namespace");
+                work()
+            });
+            inside.join().expect("work in the host's network")
+        })
     }
 
     /// `formic ...`

@@ -5,6 +5,7 @@ use netns_tests::swarm::{IDLE, SETTLE, list, text};
 use netns_tests::wait::so;
 use netns_tests::{Host, Swarm, Topology, wait_until};
 use serde_json::json;
+use std::net::{TcpListener, UdpSocket};
 use std::process::Stdio;
 
 fn swarm_state(host: &Host) -> String {
@@ -69,31 +70,18 @@ fn a_rotated_join_token_is_expired() {
     other.formic(&["swarm", "join", "--token", &new, "10.77.0.1:2377"]).ok();
 }
 
-/// Holds a port on a host.
-fn hold_port(host: &Host, kind: &str, port: &str) -> Background {
-    let mut command = host.command("busybox");
-    command.args(["nc", "-l", "-p", port]);
-    if kind == "udp" {
-        command.arg("-u");
-    }
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-    let holder = Background::start(command);
-    wait_until("the port is held", SETTLE, || {
-        let sockets = host.run(&["ss", "-Hlntu", "sport", "=", &format!(":{port}")]).ok();
-        so(!sockets.is_empty(), || "not yet".into())
-    });
-    holder
-}
-
 #[test]
 fn ports_and_addresses_in_use() {
     let net = Topology::new(1);
     let host = net.host(0);
     host.start_daemon(&[]);
-    for (kind, port) in [("tcp", "2377"), ("udp", "7946"), ("udp", "4500")] {
-        let _holder = hold_port(host, kind, port);
+    for (protocol, port) in [("tcp", 2377), ("udp", 7946), ("udp", 4500)] {
+        let (_tcp, _udp) = host.in_network(|| match protocol {
+            "tcp" => (TcpListener::bind(("0.0.0.0", port)).ok(), None),
+            _ => (None, UdpSocket::bind(("0.0.0.0", port)).ok()),
+        });
         let error = host.formic(&["swarm", "init", "--advertise-addr", "10.77.0.1"]).refused("in use");
-        assert!(error.contains(port), "names the port: {error}");
+        assert!(error.contains(&port.to_string()), "names the port: {error}");
         assert_eq!(swarm_state(host), "inactive");
     }
     let error = host.formic(&["swarm", "init", "--advertise-addr", "10.77.0.77"]).refused("10.77.0.77");

@@ -114,8 +114,10 @@ fn services(net: &Topology) {
         "--network",
         NETWORK,
         "host",
-        "sleep",
-        "100000",
+        "sh",
+        "-c",
+        // A first process ignores signals that it does not handle, and would take 10 s to be stopped.
+        "trap 'exit 0' TERM; sleep 100000 & wait",
     ]);
     assert!(created.ok().contains("verify: Service") || created.stdout.contains("converged"), "{}", created.describe());
     // The specification's own line: no name, no command, an image that nobody has.
