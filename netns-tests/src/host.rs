@@ -117,9 +117,10 @@ impl Host {
 
     /// Does something on a thread that is in this host's network namespace: what it binds stays there.
     pub fn in_network<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let namespace = format!("/proc/{}/ns/net", self.pid());
         std::thread::scope(|scope| {
             let inside = scope.spawn(|| {
-                let namespace = File::open(format!("/proc/{}/ns/net", self.pid())).expect("open the namespace");
+                let namespace = File::open(namespace).expect("open the namespace");
                 setns(namespace, CloneFlags::CLONE_NEWNET).expect("enter the namespace");
                 work()
             });
