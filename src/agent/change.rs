@@ -39,7 +39,7 @@ impl Node {
     /// Takes up the membership that is on disk, if any. Errors name the file or address that is wrong.
     pub async fn resume(&self) -> Result<(), NodeError> {
         let _changing = self.inner.changing.lock().await;
-        let Some(membership) = self.inner.environment.store.load()? else { return Ok(()) };
+        let Some(membership) = self.inner.environment.store.load()? else { return self.set_aside_manager_state() };
         let manager = match membership.role {
             Role::Worker => None,
             Role::Manager => {
@@ -252,6 +252,22 @@ impl Node {
 
     fn manager_dir(&self) -> PathBuf {
         self.inner.settings.state_dir.join("manager")
+    }
+
+    /// Managers' state without a membership is what an interrupted `init` or `leave` left. It stands in the way of the
+    /// next `init`; it is kept aside once, should somebody have lost the membership otherwise.
+    fn set_aside_manager_state(&self) -> Result<(), NodeError> {
+        let (state, aside) = (self.manager_dir(), self.inner.settings.state_dir.join("manager.leftover"));
+        if !state.exists() {
+            return Ok(());
+        }
+        let moved = match std::fs::remove_dir_all(&aside) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => std::fs::rename(&state, &aside),
+        };
+        moved.map_err(|error| NodeError::Failed(format!("cannot move {} aside: {error}", state.display())))?;
+        tracing::warn!(to = %aside.display(), "managers' state without a membership was moved aside");
+        Ok(())
     }
 
     /// Leaves nothing of the swarm on disk.

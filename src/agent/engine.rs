@@ -338,7 +338,8 @@ impl Engine {
 
     /// Tells the managers; without a session it is told at the next one.
     pub(super) fn tell(&self, message: FromAgent) {
-        if self.link.up && self.link.outgoing.try_send(message).is_err() {
+        // A daemon that stops says nothing of its tasks' ends: they are placed anew once it is down, or by its next boot.
+        if self.link.up && !self.stopping && self.link.outgoing.try_send(message).is_err() {
             tracing::warn!("the session's queue is full: the session is cut, the next one is told everything");
             let _ = self.link.reset.try_send(());
         }

@@ -13,6 +13,7 @@ use crate::types::{NetworkId, Role, TaskState};
 use arc_swap::ArcSwapOption;
 use smol::channel::{Receiver, Sender, bounded};
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -43,8 +44,8 @@ pub struct Node {
     pub(super) inner: Arc<Inner>,
 }
 
-/// Where the exit code of an exec is told, and where it is awaited.
-type ExitChannel = (Sender<i32>, Receiver<i32>);
+/// Where the exit code of an exec, and what kept it from running, is told, and where it is awaited.
+type ExitChannel = (Sender<(i32, String)>, Receiver<(i32, String)>);
 
 pub(super) struct Inner {
     pub(super) settings: NodeSettings,
@@ -174,13 +175,20 @@ impl Node {
         let container = task.assignment.container;
         let env = verbs::Environment(container.env.into_iter().chain(request.env).collect());
         let command = CommandSpec { argv: request.command, env, dir: container.dir, tty: false };
+        let mut complaints =
+            io.stderr.try_clone().map(std::fs::File::from).map_err(|error| NodeError::Failed(error.to_string()))?;
         let started =
             self.inner.environment.helper.exec(request.task, command, Some([io.stdin, io.stdout, io.stderr])).await;
         let (id, _) = started.map_err(verb_error)?;
         let exit = self.inner.exec_exit(id).1;
-        let code = exit.recv().await.map_err(|_| NodeError::Failed("the helper process is gone".into()));
+        let ended = exit.recv().await;
         lock(&self.inner.execs).remove(&id);
-        code
+        let (code, error) = ended.map_err(|_| NodeError::Failed("the helper process is gone".into()))?;
+        if !error.is_empty() {
+            // To where the command would have complained itself; a reader that is gone needs no word.
+            let _ = writeln!(complaints, "formic: {error}");
+        }
+        Ok(code)
     }
 
     /// Copies a root directory of this host into the image store.
@@ -241,10 +249,7 @@ impl Node {
                     }
                 }
                 HelperEvent::ExecExited { id, code, error } => {
-                    if !error.is_empty() {
-                        tracing::warn!(%error, "exec");
-                    }
-                    let _ = self.inner.exec_exit(id).0.try_send(code);
+                    let _ = self.inner.exec_exit(id).0.try_send((code, error));
                 }
                 HelperEvent::Warning(text) => tracing::warn!("helper: {text}"),
                 HelperEvent::Gone => break,

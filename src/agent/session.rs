@@ -90,7 +90,12 @@ async fn one_session(
     let Session { boot_index, mut reader, mut writer, .. } =
         match tls::open_session(manager, &config.identity.load_full(), request).await {
             Ok(session) => session,
-            Err(error) => return (false, error.to_string()),
+            Err(error) => {
+                if matches!(error, tls::ConnectError::Removed) {
+                    let _ = events.send(SessionEvent::Message(ToAgent::Removed)).await;
+                }
+                return (false, error.to_string());
+            }
         };
     // What waits here is told anew once the engine knows of the new session.
     while outgoing.try_recv().is_ok() {}

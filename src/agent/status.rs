@@ -119,7 +119,10 @@ fn verdict(
             format!("silent: no gossip from {} (is the host down, or UDP {} blocked?)", gossip.ip(), gossip.port())
         }
         (true, None) => "ok: no traffic yet".into(),
-        (_, Some(_)) if fresh(heard) => "ok".into(),
+        (false, Some(_)) if fresh(heard) => {
+            format!("one way: ESP comes, but no gossip (is UDP {} from {} blocked?)", gossip.port(), gossip.ip())
+        }
+        (true, Some(_)) if fresh(heard) => "ok".into(),
         (true, Some(sent)) if now.since(sent) > SILENCE => "ok: idle".into(),
         (true, Some(_)) => {
             format!("one way: we send, nothing comes back (is UDP {} from {} blocked?)", data.port(), data.ip())

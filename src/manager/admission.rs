@@ -225,9 +225,10 @@ pub(super) fn identify(inner: &Inner, peer: Option<Peer>) -> Result<Peer, (Contr
             Some(_) if !gone => {
                 Err((ControlDrop::ForeignCertificate, "the certificate names another role than the swarm".to_owned()))
             }
+            _ if gone => Err((ControlDrop::RemovedNode, format!("node {} was removed from the swarm", peer.node))),
             _ => Err((
                 ControlDrop::UnknownNode,
-                format!("node {} was removed from the swarm: leave it with 'swarm leave --force'", peer.node),
+                format!("the swarm does not know node {}: leave it with 'swarm leave --force'", peer.node),
             )),
         }
     })
@@ -259,10 +260,20 @@ pub(super) async fn leave(inner: &Inner, connection: Connection) {
     inner.sessions.left(peer.node);
     match inner.propose(set_state(peer.node, NodeState::Down, "the node left the swarm")).await {
         Ok(_) => {
+            confirm_tasks_gone(inner, peer.node).await;
             tracing::info!(node = %peer.node, "a node left");
             connection.answer(Answer::Left).await;
         }
         Err(error) => connection.refuse(inner, ControlDrop::SessionRefused, error.to_string()).await,
+    }
+}
+
+/// A leaving node stopped its tasks before it said goodbye; not each end may have come by its session.
+async fn confirm_tasks_gone(inner: &Inner, node: NodeId) {
+    for task in inner.published.with(|state| state.tasks_of(node)) {
+        if let Err(error) = inner.propose(Command::ConfirmTaskGone { node, id: task.id }).await {
+            tracing::warn!(%node, task = %task.id, %error, "a task of a leaving node");
+        }
     }
 }
 

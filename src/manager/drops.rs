@@ -43,7 +43,9 @@ drop_reasons! {
     JoinRateLimited = "join_rate_limited",
     /// A join request that makes no sense.
     BadJoin = "bad_join",
-    /// A node that was removed or is unknown.
+    /// A node that was removed.
+    RemovedNode = "removed_node",
+    /// A node that this swarm does not know.
     UnknownNode = "unknown_node",
     /// A second session of one (node, boot).
     SecondSession = "second_session",

@@ -97,7 +97,8 @@ impl Connection {
         let reason = reason.into();
         inner.drops.count(why);
         tracing::info!(from = %self.from, why = why.name(), %reason, "refused on the control port");
-        self.answer(Answer::Refused { reason }).await;
+        let removed = matches!(why, ControlDrop::RemovedNode);
+        self.answer(if removed { Answer::Removed } else { Answer::Refused { reason } }).await;
     }
 }
 

@@ -73,7 +73,7 @@ pub enum StoreError {
     },
     /// It cannot be read.
     #[error(
-        "{path} is damaged ({reason}): restore {path} and {KEY_FILE} from one backup, or leave the swarm with --force"
+        "{path} is damaged ({reason}): restore {path} and {KEY_FILE} from one backup, or remove the state directory and make or join a swarm again"
     )]
     Damaged {
         /// The file.

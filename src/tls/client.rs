@@ -40,6 +40,9 @@ pub enum ConnectError {
     /// The manager's answer is no.
     #[error("{0}")]
     Refused(String),
+    /// The managers have removed this node.
+    #[error("this node was removed from the swarm")]
+    Removed,
     /// The manager's answer makes no sense.
     #[error("unexpected answer from the manager at {0}: is it another version of Formic?")]
     Unexpected(SocketAddr),
@@ -156,6 +159,7 @@ impl Connection {
             Err(StreamError::Frame(_)) => Err(ConnectError::Unexpected(address)),
             Err(error) => Err(ConnectError::Untrusted { address, reason: error.to_string() }),
             Ok(Answer::Refused { reason }) => Err(ConnectError::Refused(reason)),
+            Ok(Answer::Removed) => Err(ConnectError::Removed),
             Ok(answer) => Ok(answer),
         };
         match (written, answer) {

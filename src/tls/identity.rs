@@ -17,7 +17,7 @@ const WORKER: &str = "swarm-worker";
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// The file system refuses.
-    #[error("{path}: {cause}")]
+    #[error("cannot use {path}: {cause}; restore it, or remove the state directory and join again")]
     File {
         /// The file.
         path: PathBuf,
@@ -26,7 +26,7 @@ pub enum IdentityError {
     },
     /// The file is not an identity.
     #[error(
-        "{0} is not a node identity (key and certificates): restore it, or leave the swarm with --force and join again"
+        "{0} is not a node identity (key and certificates): restore it, or remove the state directory and join again"
     )]
     Damaged(PathBuf),
     /// A certificate does not name a node of a swarm.

@@ -74,6 +74,8 @@ pub enum Answer {
         /// The reason.
         reason: String,
     },
+    /// The node of the certificate was removed from the swarm: it is to leave.
+    Removed,
     /// Admitted.
     Joined(Joined),
     /// The session is open.

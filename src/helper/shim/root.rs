@@ -106,8 +106,8 @@ fn bind_host(root: &Path, hidden: &[PathBuf]) -> io::Result<()> {
         let inside = root.join(path.strip_prefix("/").unwrap_or(path));
         cover(&inside)?;
     }
-    do_mount("tmpfs", &directory(root, "tmp")?, "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=1777")?;
-    do_mount("tmpfs", &directory(root, "run")?, "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=755")
+    do_mount("tmpfs", &directory(root, "tmp")?, "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=1777,size=1g")?;
+    do_mount("tmpfs", &directory(root, "run")?, "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=755,size=64m")
 }
 
 /// Hides a directory under an empty one, anything else under `/dev/null`. Nothing there is nothing to hide.
