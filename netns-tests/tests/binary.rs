@@ -154,6 +154,8 @@ fn the_task_has_dockers_rights(swarm: &Swarm, task: &netns_tests::Task) {
     let others = swarm.exec(task, &["sh", "-c", "ls /proc | grep -c '^[0-9]'"]).ok();
     assert!(others.parse::<u32>().is_ok_and(|count| count < 10), "sees {others} processes");
     assert_eq!(swarm.exec(task, &["sh", "-c", "exit 7"]).code, 7);
+    let missing = swarm.exec(task, &["no-such-command"]);
+    assert!(missing.code == 127 && missing.stderr.contains("no-such-command"), "{}", missing.describe());
     let hostname = swarm.exec(task, &["hostname"]).ok();
     assert_eq!(hostname, task.id[..12], "the task's own name");
 }
