@@ -1,10 +1,10 @@
 //! Daemons that die, hosts that vanish, managers that are away: what goes on, what comes back, what is left.
 
 use netns_tests::attack::Dice;
+use netns_tests::swarm::text;
 use netns_tests::swarm::{SETTLE, is_alive};
 use netns_tests::traffic::{Flow, in_network_of, pings};
 use netns_tests::wait::so;
-use netns_tests::swarm::text;
 use netns_tests::{Host, Swarm, Task, Topology, api, formic, process, wait_until};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;

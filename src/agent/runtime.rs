@@ -6,7 +6,7 @@ use super::membership::{Membership, MembershipStore};
 use super::model::NodeError;
 use super::push::Collector;
 use super::renewal;
-use super::session::{self, SessionConfig};
+use super::session::{self, SessionConfig, SessionEvent};
 use super::spawn::spawn;
 use super::tasks::TaskTable;
 use crate::dataplane::{Dataplane, DataplaneConfig};
@@ -15,6 +15,7 @@ use crate::keys::KeysConfig;
 use crate::manager::Manager;
 use crate::sys;
 use crate::sys::clock::Clock;
+use crate::tls::Identity;
 use crate::types::BootId;
 use arc_swap::ArcSwap;
 use smol::channel::{Receiver, Sender, bounded};
@@ -70,30 +71,7 @@ impl Runtime {
         let config = DataplaneConfig { bind: membership.addresses.data, boot, clock, workers: environment.workers };
         let dataplane = Dataplane::start(config).map_err(|error| NodeError::Failed(error.to_string()))?;
         let managers = Arc::new(Mutex::new(membership.managers.clone()));
-        let heartbeat_secs = Arc::new(AtomicU32::new(FIRST_HEARTBEAT_SECS));
-        let (outgoing, outgoing_receiver) = bounded(OUTGOING_MESSAGES);
-        let (reset, reset_receiver) = bounded(1);
-        let (session_events, session_receiver) = bounded(WAITING_EVENTS);
-        let session = SessionConfig {
-            membership: membership.clone(),
-            identity: identity.clone(),
-            boot,
-            hostname: environment.hostname.clone(),
-            managers: managers.clone(),
-            heartbeat_secs: heartbeat_secs.clone(),
-            reset: reset_receiver,
-        };
-        let managers_known = managers.clone();
-        let link = Link {
-            outgoing,
-            reset,
-            managers,
-            heartbeat_secs,
-            up: false,
-            boot_index: None,
-            heard_at: None,
-            collector: Collector::default(),
-        };
+        let (link, session) = start_session(environment, &membership, &identity, &managers, boot);
         let (requests, request_receiver) = bounded(WAITING_EVENTS);
         let (exits, exit_receiver) = bounded(WAITING_EVENTS);
         let (outcomes, outcome_receiver) = bounded(WAITING_EVENTS);
@@ -121,15 +99,9 @@ impl Runtime {
             removed: false,
             clock_check: (clock.now(), clock.wall_offset_ms()),
         };
-        let inputs = Inputs {
-            session: session_receiver,
-            requests: request_receiver,
-            exits: exit_receiver,
-            outcomes: outcome_receiver,
-        };
+        let inputs = Inputs { session, requests: request_receiver, exits: exit_receiver, outcomes: outcome_receiver };
         let (end, ended) = bounded(1);
-        spawn("session", session::run(session, outgoing_receiver, session_events));
-        let renewal = renewal::run(environment.clone(), identity, managers_known, ended.clone());
+        let renewal = renewal::run(environment.clone(), identity, managers, ended.clone());
         spawn("certificate renewal", renewal);
         spawn("engine", async move {
             let _ = end.send(engine.run(inputs).await).await;
@@ -147,6 +119,41 @@ impl Runtime {
             manager.stop().await;
         }
     }
+}
+
+/// Starts the session; gives the engine's two ends of it.
+fn start_session(
+    environment: &Environment,
+    membership: &Membership,
+    identity: &Arc<ArcSwap<Identity>>,
+    managers: &Arc<Mutex<Vec<SocketAddr>>>,
+    boot: BootId,
+) -> (Link, Receiver<SessionEvent>) {
+    let heartbeat_secs = Arc::new(AtomicU32::new(FIRST_HEARTBEAT_SECS));
+    let (outgoing, outgoing_receiver) = bounded(OUTGOING_MESSAGES);
+    let (reset, reset_receiver) = bounded(1);
+    let (events, event_receiver) = bounded(WAITING_EVENTS);
+    let config = SessionConfig {
+        membership: membership.clone(),
+        identity: identity.clone(),
+        boot,
+        hostname: environment.hostname.clone(),
+        managers: managers.clone(),
+        heartbeat_secs: heartbeat_secs.clone(),
+        reset: reset_receiver,
+    };
+    spawn("session", session::run(config, outgoing_receiver, events));
+    let link = Link {
+        outgoing,
+        reset,
+        managers: managers.clone(),
+        heartbeat_secs,
+        up: false,
+        boot_index: None,
+        heard_at: None,
+        collector: Collector::default(),
+    };
+    (link, event_receiver)
 }
 
 fn bind_gossip(address: SocketAddr) -> Result<smol::Async<UdpSocket>, NodeError> {

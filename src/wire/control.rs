@@ -236,3 +236,6 @@ pub struct NetworkView {
     /// The nodes that have a task on it, and whether each has a session now.
     pub members: Vec<(NodeId, bool)>,
 }
+
+#[cfg(test)]
+mod tests;
