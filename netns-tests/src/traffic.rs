@@ -57,7 +57,7 @@ impl Flow {
     }
 
     /// Stops it: how many were sent and how many of them lost. What was on its way at the end counts as neither, unless
-    /// it is more than [`IN_FLIGHT`].
+    /// it is more than `IN_FLIGHT`.
     pub fn stop(mut self) -> (u64, u64) {
         self.ping.signal(Signal::SIGINT);
         self.ping.end(Duration::from_secs(10));
