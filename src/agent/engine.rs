@@ -231,6 +231,9 @@ impl Engine {
                 self.link.up = false;
                 self.error = reason;
             }
+            SessionEvent::FormerBoot => {
+                self.core.new_boot = Some("the managers know a newer boot of this node".into());
+            }
             SessionEvent::Message(message) => {
                 self.link.heard_at = Some(now);
                 match self.link.collector.take(message) {

@@ -36,6 +36,8 @@ pub(super) enum SessionEvent {
         /// Why.
         reason: String,
     },
+    /// The managers know a newer boot of this node: this one is over.
+    FormerBoot,
     /// A message.
     Message(ToAgent),
 }
@@ -91,8 +93,13 @@ async fn one_session(
         match tls::open_session(manager, &config.identity.load_full(), request).await {
             Ok(session) => session,
             Err(error) => {
-                if matches!(error, tls::ConnectError::Removed) {
-                    let _ = events.send(SessionEvent::Message(ToAgent::Removed)).await;
+                let news = match error {
+                    tls::ConnectError::Removed => Some(SessionEvent::Message(ToAgent::Removed)),
+                    tls::ConnectError::FormerBoot => Some(SessionEvent::FormerBoot),
+                    _ => None,
+                };
+                if let Some(news) = news {
+                    let _ = events.send(news).await;
                 }
                 return (false, error.to_string());
             }

@@ -49,6 +49,8 @@ drop_reasons! {
     UnknownNode = "unknown_node",
     /// A second session of one (node, boot).
     SecondSession = "second_session",
+    /// A session of a boot that a newer one has followed.
+    FormerBoot = "former_boot",
     /// The state refused the session.
     SessionRefused = "session_refused",
     /// A report on a task of another node.

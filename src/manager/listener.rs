@@ -97,8 +97,12 @@ impl Connection {
         let reason = reason.into();
         inner.drops.count(why);
         tracing::info!(from = %self.from, why = why.name(), %reason, "refused on the control port");
-        let removed = matches!(why, ControlDrop::RemovedNode);
-        self.answer(if removed { Answer::Removed } else { Answer::Refused { reason } }).await;
+        let answer = match why {
+            ControlDrop::RemovedNode => Answer::Removed,
+            ControlDrop::FormerBoot => Answer::FormerBoot,
+            _ => Answer::Refused { reason },
+        };
+        self.answer(answer).await;
     }
 }
 

@@ -6,7 +6,7 @@ use super::handle::{Inner, ManagerError};
 use super::listener::{Connection, Reader, Writer, count_stream_error};
 use super::news::{self, Speaker, heartbeat, window};
 use super::push;
-use crate::cluster::{Command, Reply};
+use crate::cluster::{Command, Refusal, Reply};
 use crate::tls::StreamError;
 use crate::types::{BootId, NodeId};
 use crate::wire::control::{Answer, FromAgent, SessionRequest, ToAgent};
@@ -167,6 +167,10 @@ pub(super) async fn serve(inner: Arc<Inner>, connection: Connection, request: Se
     let boot_index = match inner.propose(open).await {
         Ok(Reply::BootIndex(index)) => index,
         Ok(Reply::Done) => 0,
+        Err(ManagerError::Refused(refusal @ Refusal::Forbidden(_))) => {
+            drop(claim);
+            return connection.refuse(&inner, ControlDrop::FormerBoot, refusal.to_string()).await;
+        }
         Err(error) => {
             drop(claim);
             return connection.refuse(&inner, ControlDrop::SessionRefused, error.to_string()).await;

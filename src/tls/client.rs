@@ -43,6 +43,9 @@ pub enum ConnectError {
     /// The managers have removed this node.
     #[error("this node was removed from the swarm")]
     Removed,
+    /// A newer boot of this node has opened a session.
+    #[error("this boot of the node is over: a newer one has opened a session")]
+    FormerBoot,
     /// The manager's answer makes no sense.
     #[error("unexpected answer from the manager at {0}: is it another version of Formic?")]
     Unexpected(SocketAddr),
@@ -160,6 +163,7 @@ impl Connection {
             Err(error) => Err(ConnectError::Untrusted { address, reason: error.to_string() }),
             Ok(Answer::Refused { reason }) => Err(ConnectError::Refused(reason)),
             Ok(Answer::Removed) => Err(ConnectError::Removed),
+            Ok(Answer::FormerBoot) => Err(ConnectError::FormerBoot),
             Ok(answer) => Ok(answer),
         };
         match (written, answer) {

@@ -90,6 +90,8 @@ pub enum Answer {
     },
     /// The node has left.
     Left,
+    /// A newer boot of the node has opened a session: this one is over for good.
+    FormerBoot,
 }
 
 /// What an admitted host gets.
