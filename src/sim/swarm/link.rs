@@ -34,6 +34,8 @@ pub(super) struct Link {
     heard: Time,
     /// Nothing passes between the node and the manager.
     pub(super) cut: bool,
+    /// Sessions up to this one have lost something: nothing of them comes through any more.
+    dead: u64,
     /// Since when the session is open.
     pub(super) since: Option<Time>,
     /// What is under way, in order: session, arrival.
@@ -60,6 +62,7 @@ impl Link {
             pause: FIRST_PAUSE,
             heard: now,
             cut: false,
+            dead: 0,
             since: None,
             to_manager: VecDeque::new(),
             to_node: VecDeque::new(),
@@ -68,11 +71,13 @@ impl Link {
 
     /// The node begins anew, in another boot.
     pub(super) fn reset(&mut self, now: Time) {
-        *self = Link { cut: self.cut, ..Link::new(now) };
+        *self = Link { cut: self.cut, dead: self.dead, ..Link::new(now) };
     }
 
-    /// What is under way is lost, and nothing comes after it: each end finds out by itself.
-    pub(super) fn break_silently(&mut self) {
+    /// What is under way is lost, and nothing comes after it in any session up to this number: each end finds out by
+    /// itself.
+    pub(super) fn break_silently(&mut self, sessions: u64) {
+        self.dead = sessions;
         self.to_manager.clear();
         self.to_node.clear();
     }
@@ -96,6 +101,17 @@ impl Link {
 }
 
 impl Swarm {
+    /// Since when a node has had a session that works, both ways.
+    pub(super) fn in_touch_since(&self, number: usize) -> Option<Time> {
+        let node = &self.nodes[number];
+        match node.link.phase {
+            Phase::Open(session) if self.passes(number, session) && self.manager.has_session(node.id, session) => {
+                node.link.since
+            }
+            _ => None,
+        }
+    }
+
     pub(super) fn next_link_time(&self) -> Option<Time> {
         let running = self.nodes.iter().filter(|node| node.host.is_some());
         running.map(|node| node.link.next_time()).min()
@@ -158,19 +174,20 @@ impl Swarm {
         }
     }
 
-    fn passes(&self, number: usize) -> bool {
-        self.manager.up && !self.nodes[number].link.cut
+    fn passes(&self, number: usize, session: u64) -> bool {
+        let link = &self.nodes[number].link;
+        self.manager.up && !link.cut && session > link.dead
     }
 
     fn send_up(&mut self, number: usize, session: u64, up: Up) {
-        if self.passes(number) {
+        if self.passes(number, session) {
             let at = self.arrival(self.nodes[number].link.to_manager.back().map(|(_, at, _)| *at));
             self.nodes[number].link.to_manager.push_back((session, at, up));
         }
     }
 
     fn send_down(&mut self, number: usize, session: u64, down: Down) {
-        if self.passes(number) {
+        if self.passes(number, session) {
             let at = self.arrival(self.nodes[number].link.to_node.back().map(|(_, at, _)| *at));
             self.nodes[number].link.to_node.push_back((session, at, down));
         }

@@ -202,11 +202,6 @@ impl Manager {
         self.sessions.get(&node).is_some_and(|open| open.id == session)
     }
 
-    /// Whether the node has any session.
-    pub(super) fn has_open_session(&self, node: NodeId) -> bool {
-        self.sessions.contains_key(&node)
-    }
-
     /// When [`Manager::turn`] wants to be called.
     pub(super) fn next_time(&self) -> Option<Time> {
         if !self.up {
@@ -266,6 +261,9 @@ impl Manager {
     fn push(&mut self, node: NodeId, now: Time) -> Option<Frames> {
         self.book.update(&self.state);
         let session = self.sessions.get_mut(&node)?;
+        if !self.state.nodes.contains_key(&node) {
+            return None;
+        }
         (session.dirty, session.pushed_at) = (false, Some(now));
         let push = push::compose(&self.state, node, &self.book, session.cursor).expect("a push fits the protocol");
         if session.said == Some(push.digest) && !push.records {

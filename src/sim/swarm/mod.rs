@@ -167,12 +167,12 @@ impl Swarm {
     fn cut_session(&mut self, number: usize, cut: bool) {
         let link = &mut self.nodes[number].link;
         link.cut = cut;
-        link.break_silently();
+        link.break_silently(self.sessions);
     }
 
     fn stop_manager(&mut self) {
         self.manager.stop();
-        self.nodes.iter_mut().for_each(|node| node.link.break_silently());
+        self.nodes.iter_mut().for_each(|node| node.link.break_silently(self.sessions));
     }
 
     fn start_manager(&mut self) {

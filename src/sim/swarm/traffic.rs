@@ -61,10 +61,9 @@ impl Swarm {
     fn is_expected(&self, from: &Endpoint, to: &Endpoint) -> bool {
         let well = |endpoint: &Endpoint| {
             let node = &self.nodes[endpoint.node];
-            let session = node.link.since.filter(|_| self.manager.has_open_session(node.id));
             !node.gone
                 && self.now.since(node.steady_since) > SETTLING
-                && session.is_some_and(|since| self.now.since(since) > SETTLING)
+                && self.in_touch_since(endpoint.node).is_some_and(|since| self.now.since(since) > SETTLING)
                 && self.now.since(endpoint.running_since) > Duration::from_secs(KNOWN_SECS)
         };
         let (_, at, hasty) = self.activation;
@@ -83,7 +82,10 @@ impl Swarm {
         let Some(host) = &mut self.nodes[from.node].host else { return number };
         let Some(container) = host.containers.get(&from.key) else { return number };
         let inner = inner_packet(from.address, to.address, number);
-        nix::unistd::write(&container.device, &inner).expect("a device takes a packet");
+        let written = nix::unistd::write(&container.device, &inner);
+        if written.is_err() && !expected {
+            return number;
+        }
         match host.plane.transmit(from.key, now) {
             Some(datagram) => {
                 self.oracle.departed(self.nodes[from.node].addresses.data, &datagram.payload, number);
@@ -110,9 +112,13 @@ impl Swarm {
             let Some(host) = &self.nodes[own].host else { return "off".to_owned() };
             let keys = &host.core.keys;
             let sending = keys.sending(network, self.nodes[other].id).map(|sa| (sa.epoch, sa.src_boot, sa.dst_boot));
+            let peer = host.core.nodes.get(&self.nodes[other].id);
+            let told = peer.map(|peer| (peer.boot, peer.publics.iter().map(|it| it.0.0).collect::<Vec<_>>()));
+            let members = host.core.networks.get(&network).map(|view| view.members.len());
             let drops: Vec<_> = host.plane.drops().iter().filter(|(_, count)| *count > 0).collect();
             format!(
-                "epochs {:?}, active {:?}, sends with {sending:?}, boot {}, drops {drops:?}",
+                "epochs {:?}, active {:?}, sends with {sending:?}, boot {}, knows {told:?} of the other and {members:?} \
+                 members, drops {drops:?}",
                 keys.epochs(),
                 keys.active(),
                 self.nodes[own].boot
@@ -156,7 +162,9 @@ impl Swarm {
         let Some(packet) = self.oracle.packets.get(&number) else { return };
         let there = self.nodes[at].host.as_ref().is_some_and(|host| host.containers.contains_key(&packet.to));
         let same_boot = packet.to_boot == Some(self.nodes[at].boot);
-        if !packet.expected || !there || !same_boot || self.nodes[at].gone {
+        let live = |key: &EndpointKey| self.manager.state.tasks.get(&key.task).is_some_and(|task| task.is_live());
+        let over = !live(&packet.from) || !live(&packet.to) || self.nodes[at].gone;
+        if !packet.expected || !there || !same_boot || over {
             return;
         }
         if packet.delivered.is_none() {
@@ -172,12 +180,17 @@ impl Swarm {
         let mut buffer = [0; 2048];
         for (key, container) in &host.containers {
             while let Ok(length) = nix::unistd::read(&container.device, &mut buffer) {
+                if length == 0 {
+                    // The data plane has closed the device: the network is over, and the task about to end.
+                    break;
+                }
                 let packet = buffer.get(..length).unwrap_or_default();
-                let number = packet.get(20..PACKET_BYTES).and_then(|bytes| bytes.try_into().ok());
-                let Some(number) = number.map(u64::from_be_bytes) else {
-                    self.oracle.fail(self.now, &format!("{key:?} got {length} octets"))
+                let content = packet.get(20..PACKET_BYTES).and_then(|bytes| bytes.try_into().ok());
+                let Some(content) = content.map(u64::from_be_bytes) else {
+                    let text = format!("{key:?} of node {number} got {length} octets");
+                    self.oracle.fail(self.now, &text)
                 };
-                self.oracle.received(*key, number, self.now);
+                self.oracle.received(*key, content, self.now);
             }
         }
     }
@@ -224,10 +237,8 @@ impl Swarm {
         self.oracle.check_owners(&owners, self.now);
         let networks: Vec<NetworkId> = self.manager.state.networks.keys().copied().collect();
         for (number, node) in self.nodes.iter().enumerate() {
-            let told = node.link.since.is_some_and(|since| self.now.since(since) > Duration::from_secs(1));
-            let Some(host) = node.host.as_ref().filter(|_| told && self.manager.has_open_session(node.id)) else {
-                continue;
-            };
+            let told = self.in_touch_since(number).is_some_and(|since| self.now.since(since) > Duration::from_secs(1));
+            let Some(host) = node.host.as_ref().filter(|_| told) else { continue };
             for network in &networks {
                 let member = self.was_member(number, *network);
                 if host.holds(*network) && !member {
