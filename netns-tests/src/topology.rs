@@ -42,7 +42,7 @@ impl Topology {
         let directory = make_directory();
         // Router solicitations would be noise in the captures.
         no_ipv6(Command::new("sh"));
-        ip(&format!("link add {BRIDGE} type bridge"));
+        ip(&format!("link add {BRIDGE} type bridge mcast_snooping 0"));
         ip(&format!("address add {OUTSIDER}/24 dev {BRIDGE}"));
         ip(&format!("link set {BRIDGE} up"));
         ip("link set lo up");
