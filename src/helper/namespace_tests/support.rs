@@ -23,11 +23,14 @@ pub(super) struct Scratch(pub(super) PathBuf);
 
 impl Scratch {
     pub(super) fn new() -> Scratch {
+        let build = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let private = ["/tmp", "/run"].iter().any(|place| build.starts_with(place));
+        let base = if private { Path::new("/var/tmp") } else { build };
         // Short, since sockets are made in it; process ids repeat in every pid namespace.
         let unique = || std::time::UNIX_EPOCH.elapsed().unwrap().subsec_nanos();
         let mut path = PathBuf::new();
         wait_until("a free name", || {
-            path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("h{:x}", unique()));
+            path = base.join(format!("h{:x}", unique()));
             fs::create_dir(&path).is_ok()
         });
         Scratch(path)

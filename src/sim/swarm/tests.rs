@@ -9,7 +9,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// Seeds of chaos that run by default.
-const SEEDS: u64 = 6;
+const SEEDS: u64 = 4;
 
 fn spec(key_rotation_secs: u32) -> ClusterSpec {
     ClusterSpec { heartbeat_secs: 2, key_rotation_secs, ..ClusterSpec::default() }
