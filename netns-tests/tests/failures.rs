@@ -186,7 +186,10 @@ fn a_silent_node_is_down_after_three_heartbeats_and_can_be_removed() {
     swarm.wait_all_ping(&tasks, 1);
     let id = swarm.node_id(2);
     swarm.manager().formic(&["node", "rm", &id]).refused("is not down and can't be removed");
-    assert_eq!(peer(&swarm, 1, &id).expect("a peer")["gossip"], "alive");
+    wait_until("gossip knows it", SETTLE, || {
+        let seen = peer(&swarm, 1, &id);
+        so(seen.as_ref().is_some_and(|peer| peer["gossip"] == "alive"), || format!("{seen:?}"))
+    });
     let start = Instant::now();
     swarm.net.connect(2, false);
     swarm.wait_node(2, "down");
