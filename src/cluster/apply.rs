@@ -58,8 +58,8 @@ impl State {
             Command::SetCertificateExpiry { node, expires } => self.set_certificate_expiry(*node, *expires),
 
             Command::SetPublic { node, boot, epoch, public } => self.set_public(*node, *boot, *epoch, *public),
-            Command::SetReady { node, epoch } => self.set_ready(*node, *epoch),
-            Command::SetSending { node, epoch } => self.set_sending(*node, *epoch),
+            Command::SetReady { node, boot, epoch } => self.set_ready(*node, *boot, *epoch),
+            Command::SetSending { node, boot, epoch } => self.set_sending(*node, *boot, *epoch),
             Command::DrawNext { master } => self.draw_next(master, at),
             Command::Activate { epoch } => self.activate(*epoch, at),
             Command::Retire { epoch } => self.retire(*epoch),
@@ -75,8 +75,8 @@ impl State {
             Command::PlaceTask { id, node } => self.place_task(*id, *node, at),
             Command::SetPending { id, reason } => self.set_pending(*id, reason, at),
             Command::ShutDownTask { id, remove } => self.shut_down_task(*id, *remove, at),
-            Command::ReportTasks { node, statuses } => self.report_tasks(*node, statuses, at),
-            Command::ConfirmTaskGone { node, id } => self.confirm_task_gone(*node, *id, at),
+            Command::ReportTasks { node, boot, statuses } => self.report_tasks(*node, *boot, statuses, at),
+            Command::ConfirmTaskGone { node, boot, id } => self.confirm_task_gone(*node, *boot, *id, at),
         }
     }
 

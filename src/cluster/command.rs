@@ -107,6 +107,8 @@ pub enum Command {
     SetReady {
         /// The node.
         node: NodeId,
+        /// The boot that says so: the word of another one counts for nothing.
+        boot: BootId,
         /// The epoch.
         epoch: Epoch,
     },
@@ -114,6 +116,8 @@ pub enum Command {
     SetSending {
         /// The node.
         node: NodeId,
+        /// The boot that says so: the word of another one counts for nothing.
+        boot: BootId,
         /// The epoch.
         epoch: Epoch,
     },
@@ -240,6 +244,8 @@ pub enum Command {
     ReportTasks {
         /// The node.
         node: NodeId,
+        /// The boot that says so: the word of another one counts for nothing.
+        boot: BootId,
         /// What it says.
         statuses: Vec<(TaskId, TaskStatus)>,
     },
@@ -247,6 +253,8 @@ pub enum Command {
     ConfirmTaskGone {
         /// The node.
         node: NodeId,
+        /// The boot that says so: the word of another one counts for nothing.
+        boot: BootId,
         /// The task.
         id: TaskId,
     },

@@ -16,9 +16,7 @@ impl State {
         let known = self.ring.epochs.iter().any(|known| known.epoch == epoch);
         let index = self.index;
         let node = self.nodes.get_mut(&id).ok_or_else(|| not_found("node", id))?;
-        if node.boot != Some(boot) {
-            return Err(Refusal::Forbidden(format!("boot {boot} is not the newest of node {id}")));
-        }
+        node.check_boot(boot)?;
         match node.publics.get(&epoch) {
             Some(told) if *told != public => {
                 Err(Refusal::Conflict(format!("node {id} told a second public for epoch {epoch} of boot {boot}")))
@@ -33,8 +31,8 @@ impl State {
     }
 
     /// Only the word of a participant counts.
-    pub(super) fn set_ready(&mut self, id: NodeId, epoch: Epoch) -> Outcome {
-        self.nodes.get(&id).ok_or_else(|| not_found("node", id))?;
+    pub(super) fn set_ready(&mut self, id: NodeId, boot: BootId, epoch: Epoch) -> Outcome {
+        self.nodes.get(&id).ok_or_else(|| not_found("node", id))?.check_boot(boot)?;
         let known = self.ring.epochs.iter_mut().find(|known| known.epoch == epoch);
         if let Some(known) = known.filter(|known| known.participants.contains(&id)) {
             known.ready.insert(id);
@@ -43,8 +41,8 @@ impl State {
     }
 
     /// Only the current epoch is sent with.
-    pub(super) fn set_sending(&mut self, id: NodeId, epoch: Epoch) -> Outcome {
-        self.nodes.get(&id).ok_or_else(|| not_found("node", id))?;
+    pub(super) fn set_sending(&mut self, id: NodeId, boot: BootId, epoch: Epoch) -> Outcome {
+        self.nodes.get(&id).ok_or_else(|| not_found("node", id))?.check_boot(boot)?;
         if let Some(current) = self.ring.phase_mut(EpochPhase::Current).filter(|current| current.epoch == epoch) {
             current.sending.insert(id);
         }

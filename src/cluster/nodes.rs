@@ -173,6 +173,16 @@ impl State {
     }
 }
 
+impl Node {
+    /// What a former boot said may arrive after the present one has begun: it is not counted for it.
+    pub(super) fn check_boot(&self, boot: BootId) -> Result<(), Refusal> {
+        if self.boot == Some(boot) {
+            return Ok(());
+        }
+        Err(Refusal::Forbidden(format!("boot {boot} is not the newest of node {}", self.id)))
+    }
+}
+
 fn begin_boot(node: &mut Node, boot: BootId, index: u64) {
     if let Some(former) = node.boot.replace(boot) {
         if node.former_boots.len() >= FORMER_BOOTS {

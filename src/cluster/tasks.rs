@@ -7,7 +7,9 @@
 use super::apply::{Outcome, done};
 use super::limits::{REPORT_STATUSES, for_people, not_found};
 use super::{Network, NodeState, Refusal, Service, State, Task};
-use crate::types::{Attachment, Availability, Generation, NodeId, ServiceId, TaskId, TaskState, TaskStatus, UnixTime};
+use crate::types::{
+    Attachment, Availability, BootId, Generation, NodeId, ServiceId, TaskId, TaskState, TaskStatus, UnixTime,
+};
 use ipnet::IpNet;
 use std::net::IpAddr;
 
@@ -104,10 +106,14 @@ impl State {
 
     /// Takes over what a node says about its tasks. States only move forward; tasks that are not known any more are
     /// passed over, for the node may not have heard yet; a task of another node refuses the whole report.
-    pub(super) fn report_tasks(&mut self, node: NodeId, statuses: &[(TaskId, TaskStatus)], at: UnixTime) -> Outcome {
-        if !self.nodes.contains_key(&node) {
-            return Err(not_found("node", node));
-        }
+    pub(super) fn report_tasks(
+        &mut self,
+        node: NodeId,
+        boot: BootId,
+        statuses: &[(TaskId, TaskStatus)],
+        at: UnixTime,
+    ) -> Outcome {
+        self.nodes.get(&node).ok_or_else(|| not_found("node", node))?.check_boot(boot)?;
         if statuses.len() > REPORT_STATUSES {
             return Err(Refusal::Invalid(format!("a report of more than {REPORT_STATUSES} tasks")));
         }
@@ -129,8 +135,9 @@ impl State {
     }
 
     /// Frees the task's addresses. Repeated or late confirmations change nothing.
-    pub(super) fn confirm_task_gone(&mut self, node: NodeId, id: TaskId, at: UnixTime) -> Outcome {
+    pub(super) fn confirm_task_gone(&mut self, node: NodeId, boot: BootId, id: TaskId, at: UnixTime) -> Outcome {
         let Some(task) = self.tasks.get(&id) else { return done() };
+        self.nodes.get(&node).ok_or_else(|| not_found("node", node))?.check_boot(boot)?;
         if task.node != Some(node) {
             return Err(Refusal::Forbidden(format!("task {id} is not on node {node}")));
         }

@@ -270,8 +270,10 @@ pub(super) async fn leave(inner: &Inner, connection: Connection) {
 
 /// A leaving node stopped its tasks before it said goodbye; not each end may have come by its session.
 async fn confirm_tasks_gone(inner: &Inner, node: NodeId) {
-    for task in inner.published.with(|state| state.tasks_of(node)) {
-        if let Err(error) = inner.propose(Command::ConfirmTaskGone { node, id: task.id }).await {
+    let boot = |state: &State| state.nodes.get(&node).and_then(|node| node.boot);
+    let Some((boot, tasks)) = inner.published.with(|state| Some((boot(state)?, state.tasks_of(node)))) else { return };
+    for task in tasks {
+        if let Err(error) = inner.propose(Command::ConfirmTaskGone { node, boot, id: task.id }).await {
             tracing::warn!(%node, task = %task.id, %error, "a task of a leaving node");
         }
     }

@@ -93,12 +93,12 @@ pub(crate) fn command(
         FromAgent::Ready { epoch } => {
             let held = held(epoch)?;
             let news = held.participants.contains(&node) && !held.ready.contains(&node);
-            news.then_some(Command::SetReady { node, epoch })
+            news.then_some(Command::SetReady { node, boot, epoch })
         }
         FromAgent::Sending { epoch } => {
             let held = held(epoch)?;
             let news = held.phase == EpochPhase::Current && !held.sending.contains(&node);
-            news.then_some(Command::SetSending { node, epoch })
+            news.then_some(Command::SetSending { node, boot, epoch })
         }
         FromAgent::RotateEarly => {
             let last = state.ring.last_early_rotation;
@@ -107,7 +107,9 @@ pub(crate) fn command(
         }
         FromAgent::Tasks { statuses } => report(state, speaker, statuses, dropped),
         FromAgent::TaskGone { id } => match state.tasks.get(&id) {
-            Some(task) if task.node == Some(node) => (!task.gone).then_some(Command::ConfirmTaskGone { node, id }),
+            Some(task) if task.node == Some(node) => {
+                (!task.gone).then_some(Command::ConfirmTaskGone { node, boot, id })
+            }
             // Forgotten already: the agent repeats itself until it hears so.
             None => None,
             Some(_) => {
@@ -145,7 +147,7 @@ fn report(
             news.push((id, status));
         }
     }
-    (!news.is_empty()).then_some(Command::ReportTasks { node: speaker.node, statuses: news })
+    (!news.is_empty()).then_some(Command::ReportTasks { node: speaker.node, boot: speaker.boot, statuses: news })
 }
 
 fn shorten(text: &mut String) {

@@ -144,13 +144,16 @@ impl Fake {
         let placed: Vec<_> = state
             .tasks
             .values()
-            .filter_map(|task| Some((task.id, task.node?, task.desired, task.container.image.clone())))
+            .filter_map(|task| {
+                let node = state.nodes.get(&task.node?)?;
+                Some((task.id, node.id, node.boot?, task.desired, task.container.image.clone()))
+            })
             .collect();
-        for (id, node, desired, image) in placed {
+        for (id, node, boot, desired, image) in placed {
             let command = if desired > TaskState::Running {
-                Command::ConfirmTaskGone { node, id }
+                Command::ConfirmTaskGone { node, boot, id }
             } else {
-                Command::ReportTasks { node, statuses: vec![(id, self.report(&image))] }
+                Command::ReportTasks { node, boot, statuses: vec![(id, self.report(&image))] }
             };
             // What was reported already is refused.
             let _ = state.apply(&Entry { at: NOW, command });

@@ -22,11 +22,11 @@ fn epochs(swarm: &Swarm) -> Vec<(u32, EpochPhase)> {
 }
 
 fn ready(number: u64, epoch: u32) -> Command {
-    Command::SetReady { node: node(number), epoch: Epoch(epoch) }
+    Command::SetReady { node: node(number), boot: boot(number), epoch: Epoch(epoch) }
 }
 
 fn sending(number: u64, epoch: u32) -> Command {
-    Command::SetSending { node: node(number), epoch: Epoch(epoch) }
+    Command::SetSending { node: node(number), boot: boot(number), epoch: Epoch(epoch) }
 }
 
 /// Two workers; epoch 2 is current and epoch 3 handed out to both.

@@ -122,12 +122,17 @@ impl Swarm {
 
     pub(super) fn report(&mut self, task: TaskId, state: TaskState) {
         let node = self.task(task).node.unwrap();
-        self.ok(Command::ReportTasks { node, statuses: vec![(task, said(state))] });
+        self.ok(Command::ReportTasks { node, boot: self.boot_of(node), statuses: vec![(task, said(state))] });
     }
 
     pub(super) fn confirm(&mut self, task: TaskId) {
         let node = self.task(task).node.unwrap();
-        self.ok(Command::ConfirmTaskGone { node, id: task });
+        self.ok(Command::ConfirmTaskGone { node, boot: self.boot_of(node), id: task });
+    }
+
+    /// The node's newest boot.
+    pub(super) fn boot_of(&self, node: NodeId) -> BootId {
+        self.state.nodes.get(&node).and_then(|node| node.boot).unwrap_or(boot(0))
     }
 
     /// What must hold between two steps.

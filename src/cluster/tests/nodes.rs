@@ -45,8 +45,8 @@ fn a_new_boot_starts_without_publics_and_progress() {
     let text = swarm.refused(told(Epoch(3), 1, public(4)));
     assert!(text.contains("told a second public for epoch 3"), "{text}");
     assert!(swarm.refused(told(Epoch(3), 9, public(2))).contains("is not the newest"));
-    swarm.ok(Command::SetReady { node: node(1), epoch: Epoch(3) });
-    swarm.ok(Command::SetSending { node: node(1), epoch: Epoch(2) });
+    swarm.ok(Command::SetReady { node: node(1), boot: boot(1), epoch: Epoch(3) });
+    swarm.ok(Command::SetSending { node: node(1), boot: boot(1), epoch: Epoch(2) });
     let progress = |swarm: &Swarm| {
         let epochs = &swarm.state.ring.epochs;
         epochs.iter().any(|epoch| epoch.ready.contains(&node(1)) || epoch.sending.contains(&node(1)))
@@ -55,6 +55,36 @@ fn a_new_boot_starts_without_publics_and_progress() {
     swarm.ok(open_session(1, 50));
     assert!(!progress(&swarm) && swarm.state.nodes[&node(1)].publics.is_empty());
     swarm.ok(told(Epoch(3), 50, public(4)));
+}
+
+/// What was under way when the node restarted is refused: it would count as the new boot's readiness, or free the
+/// address of a task that the new boot runs.
+#[test]
+fn the_late_word_of_a_former_boot_is_not_counted_for_the_new_one() {
+    let mut swarm = Swarm::with_workers(2);
+    swarm.ok(Command::Activate { epoch: Epoch(2) });
+    swarm.ok(Command::DrawNext { master: key(9) });
+    swarm.ok(create_network(1, None));
+    swarm.ok(create_service(1, &[1], 2));
+    swarm.schedule();
+    let of_node = |task: &&Task| task.node == Some(node(1));
+    let task = swarm.state.tasks.values().find(of_node).unwrap().id;
+    swarm.ok(open_session(1, 50));
+    let late = |number| {
+        let (node, boot) = (node(1), boot(number));
+        [
+            Command::SetReady { node, boot, epoch: Epoch(3) },
+            Command::SetSending { node, boot, epoch: Epoch(2) },
+            Command::ReportTasks { node, boot, statuses: vec![(task, said(TaskState::Failed))] },
+            Command::ConfirmTaskGone { node, boot, id: task },
+        ]
+    };
+    for command in late(1) {
+        let text = swarm.refused(command);
+        assert_eq!(text, format!("boot {} is not the newest of node {}", boot(1), node(1)));
+    }
+    assert!(swarm.task(task).is_live() && !swarm.task(task).attachments.is_empty());
+    late(50).into_iter().for_each(|command| drop(swarm.ok(command)));
 }
 
 #[test]

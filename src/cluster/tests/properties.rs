@@ -79,21 +79,22 @@ impl Walk {
     fn word_of_a_node(&mut self, a: u8, b: u8, c: u8) {
         let Some(id) = pick(self.swarm.state.tasks.keys().copied(), a) else { return };
         let node = if c.is_multiple_of(16) { node(2) } else { self.swarm.task(id).node.unwrap_or(node(1)) };
+        let boot = self.swarm.boot_of(node);
         if b.is_multiple_of(3) {
-            self.swarm.propose(Command::ConfirmTaskGone { node, id });
+            self.swarm.propose(Command::ConfirmTaskGone { node, boot, id });
         } else {
             let state = STATES[usize::from(b) % STATES.len()];
-            self.swarm.propose(Command::ReportTasks { node, statuses: vec![(id, said(state))] });
+            self.swarm.propose(Command::ReportTasks { node, boot, statuses: vec![(id, said(state))] });
         }
     }
 
     fn word_on_keys(&mut self, number: u64, b: u8, c: u8) {
         let Some(epoch) = pick(self.swarm.state.ring.epochs.iter().map(|epoch| epoch.epoch), b) else { return };
         let node = node(number);
-        let boot = self.swarm.state.nodes.get(&node).and_then(|node| node.boot).unwrap_or(boot(0));
+        let boot = self.swarm.boot_of(node);
         self.swarm.propose(match c % 5 {
-            0 => Command::SetReady { node, epoch },
-            1 => Command::SetSending { node, epoch },
+            0 => Command::SetReady { node, boot, epoch },
+            1 => Command::SetSending { node, boot, epoch },
             2 => Command::SetPublic { node, boot, epoch, public: PublicKey([c; 32]) },
             3 => Command::RequestRotation { force: b.is_multiple_of(2) },
             _ => Command::RequestEarlyRotation { node },
@@ -189,7 +190,7 @@ proptest! {
         }
         for (id, node) in tasks {
             if let Some(node) = node {
-                swarm.ok(Command::ConfirmTaskGone { node, id });
+                swarm.ok(Command::ConfirmTaskGone { node, boot: swarm.boot_of(node), id });
             }
         }
         prop_assert!(swarm.state.services.is_empty() && swarm.state.tasks.is_empty());
@@ -230,17 +231,18 @@ fn churn_of_ten_subnets_leaks_nothing() {
         swarm.plan().into_iter().for_each(|command| swarm.quick(command));
         for id in swarm.live(service(1)).into_values().skip(round % 3).step_by(2) {
             let node = swarm.task(id).node.unwrap();
-            swarm.quick(Command::ReportTasks { node, statuses: vec![(id, said(TaskState::Failed))] });
+            let boot = swarm.boot_of(node);
+            swarm.quick(Command::ReportTasks { node, boot, statuses: vec![(id, said(TaskState::Failed))] });
             // Some nodes take their time to confirm.
             if given % 7 != 0 {
-                swarm.quick(Command::ConfirmTaskGone { node, id });
+                swarm.quick(Command::ConfirmTaskGone { node, boot, id });
             }
             given += 1;
         }
         let late: Vec<TaskId> = swarm.state.tasks.values().filter(|task| !task.is_live()).map(|task| task.id).collect();
         for id in late.into_iter().skip(round % 2) {
             let node = swarm.task(id).node.unwrap();
-            swarm.quick(Command::ConfirmTaskGone { node, id });
+            swarm.quick(Command::ConfirmTaskGone { node, boot: swarm.boot_of(node), id });
         }
         swarm.check();
         swarm.pass(5);

@@ -37,22 +37,26 @@ fn a_node_speaks_for_its_own_tasks_only() {
     let (mut swarm, task) = placed();
     let unknown = swarm.draw_task();
     let own = vec![(unknown, said(TaskState::Running))];
-    swarm.ok(Command::ReportTasks { node: node(2), statuses: own });
+    swarm.ok(Command::ReportTasks { node: node(2), boot: boot(2), statuses: own });
     let foreign = vec![(unknown, said(TaskState::Running)), (task, said(TaskState::Running))];
-    let text = swarm.refused(Command::ReportTasks { node: node(2), statuses: foreign });
+    let text = swarm.refused(Command::ReportTasks { node: node(2), boot: boot(2), statuses: foreign });
     assert_eq!(text, format!("task {task} is not on node {}", node(2)));
-    let text = swarm.refused(Command::ConfirmTaskGone { node: node(2), id: task });
+    let text = swarm.refused(Command::ConfirmTaskGone { node: node(2), boot: boot(2), id: task });
     assert_eq!(text, format!("task {task} is not on node {}", node(2)));
     let many = vec![(task, said(TaskState::Running)); limits::REPORT_STATUSES + 1];
-    assert!(swarm.refused(Command::ReportTasks { node: node(1), statuses: many }).contains("more than 1024"));
-    assert!(swarm.refused(Command::ReportTasks { node: node(7), statuses: vec![] }).contains("not found"));
+    assert!(
+        swarm.refused(Command::ReportTasks { node: node(1), boot: boot(1), statuses: many }).contains("more than 1024")
+    );
+    assert!(
+        swarm.refused(Command::ReportTasks { node: node(7), boot: boot(7), statuses: vec![] }).contains("not found")
+    );
 }
 
 #[test]
 fn texts_of_a_node_are_cut_and_cleaned() {
     let (mut swarm, task) = placed();
     let status = TaskStatus { error: "é".repeat(2000), message: "a\nb\x1b[31m".into(), ..said(TaskState::Failed) };
-    swarm.ok(Command::ReportTasks { node: node(1), statuses: vec![(task, status)] });
+    swarm.ok(Command::ReportTasks { node: node(1), boot: boot(1), statuses: vec![(task, status)] });
     assert_eq!(swarm.task(task).status.error.len(), limits::TEXT_BYTES);
     assert_eq!(swarm.task(task).status.message, "a b [31m");
 }
@@ -70,7 +74,7 @@ fn an_address_is_reserved_until_the_node_confirms() {
     swarm.confirm(task);
     swarm.ok(Command::ShutDownTask { id: task, remove: true });
     assert!(!swarm.state.tasks.contains_key(&task));
-    swarm.ok(Command::ConfirmTaskGone { node: node(1), id: task });
+    swarm.ok(Command::ConfirmTaskGone { node: node(1), boot: boot(1), id: task });
 }
 
 #[test]
