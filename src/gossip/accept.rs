@@ -1,23 +1,49 @@
 //! Which records are believed, and what follows from them.
 
+use super::store::key_hash;
 use super::{EVENTS_MAX, Gossip, GossipDrop, GossipEvent};
 use crate::types::{NodeId, Time};
+use crate::wire::gossip::Message;
 use crate::wire::record::{NodeRecord, RecordBody, RecordKey, SignedRecord, VerifiedRecord};
 
 impl Gossip {
     /// Judges a record from a peer, or from the managers (`None`). Returns whether it was new.
     pub(super) fn accept(&mut self, record: SignedRecord, from: Option<NodeId>, now: Time) -> bool {
+        self.try_accept(record, from, now) == Ok(true)
+    }
+
+    /// The same; tells why it was dropped.
+    fn try_accept(&mut self, record: SignedRecord, from: Option<NodeId>, now: Time) -> Result<bool, GossipDrop> {
         match self.judge(record, from, now) {
             Ok(Some(record)) => {
                 self.apply(record, now);
-                true
+                Ok(true)
             }
-            Ok(None) => false,
+            Ok(None) => Ok(false),
             Err(reason) => {
                 self.drops.count(reason);
-                false
+                Err(reason)
             }
         }
+    }
+
+    /// Judges the records of one datagram, the ring record first: the others may be newer than the head known so far.
+    /// Those that still are come again with the sender's ring record, which is asked for. Returns how many were new.
+    pub(super) fn accept_all(&mut self, mut records: Vec<SignedRecord>, from: NodeId, now: Time) -> usize {
+        records.sort_by_key(|record| record.key() != RecordKey::Ring);
+        let (mut news, mut early) = (0, vec![key_hash(&RecordKey::Ring).to_be_bytes()]);
+        for record in records {
+            let key = record.key();
+            match self.try_accept(record, Some(from), now) {
+                Ok(new) => news += usize::from(new),
+                Err(GossipDrop::AboveHead) => early.push(key_hash(&key).to_be_bytes()),
+                Err(_) => {}
+            }
+        }
+        if early.len() > 1 {
+            self.send(from, Message::Want { hashes: early }, now);
+        }
+        news
     }
 
     /// `Ok(None)`: known already. Cheap checks first; the signature last.
@@ -43,6 +69,7 @@ impl Gossip {
             Some(std::cmp::Ordering::Greater) => return Err(GossipDrop::StaleRecord),
             _ => {}
         }
+        self.check_head(&record)?;
         self.check_gone(&record)?;
         if self.store.is_full() && known.is_none() {
             return Err(GossipDrop::StoreFull);
@@ -59,6 +86,12 @@ impl Gossip {
             self.check_node(node, &record)?;
         }
         Ok(Some(record))
+    }
+
+    /// The managers' head is told by the ring record alone.
+    fn check_head(&self, record: &SignedRecord) -> Result<(), GossipDrop> {
+        let told = self.head.is_some_and(|head| record.version().generation <= head);
+        if told || record.key() == RecordKey::Ring { Ok(()) } else { Err(GossipDrop::AboveHead) }
     }
 
     /// Nothing of a node that is gone comes back but what is newer than its end.
@@ -112,6 +145,7 @@ impl Gossip {
             }
             RecordBody::Gone(node) => self.forget_node(*node),
             RecordBody::Ring(ring) => {
+                self.head = self.head.max(Some(record.version().generation));
                 if !self.keyring.holds(ring.active) {
                     self.need_ring.ask(ring.active, now, &mut self.rng);
                 }

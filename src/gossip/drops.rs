@@ -63,6 +63,8 @@ reasons! {
     RetiredEpoch = "retired_epoch",
     /// Record: older than the one known.
     StaleRecord = "stale_record",
+    /// Record: newer than the newest that the managers have attested, as far as this node knows.
+    AboveHead = "above_head",
     /// Record: of a node that is gone.
     GoneNode = "gone_node",
     /// Record: brings back an older boot.

@@ -7,7 +7,7 @@
 //! ```text
 //!  datagram -> header -> key of (epoch, sender, boot) -> replay window -> open -> mark -> payload        receive
 //!     payload -> liveness (members, probe) | records (accept) | differences (sync)
-//!  record  -> newer? -> not void, gone, contradictory? -> budget -> signature -> store -> event          accept
+//!  record  -> newer? -> not void, future, gone, contradictory? -> budget -> signature -> store -> event  accept
 //!  time    -> probe a member, pass on news, compare records with a peer                                  probe, sync
 //!  message -> news and fresh records beside it -> pair's counter -> seal -> to the recorded address      send
 //! ```
@@ -38,7 +38,7 @@ pub use keyring::{EPOCHS_MAX, EpochKeys, EpochRefused, PAIRS_MAX};
 pub use members::MemberState;
 pub use store::RECORDS_MAX;
 
-use crate::types::{BootId, ClusterId, Epoch, Fork, NodeId, Time};
+use crate::types::{BootId, ClusterId, Epoch, Fork, Generation, NodeId, Time};
 use crate::wire::record::{RecordError, RecordKey, SignedRecord, TrustBundle, VerifiedRecord};
 use keyring::Keyring;
 use members::{Change, Members};
@@ -190,12 +190,14 @@ pub struct Gossip {
     rng: StdRng,
     trust: Option<TrustBundle>,
     own: Option<VerifiedRecord>,
+    /// The newest generation that the managers have attested: that of the newest ring record seen in this fork.
+    head: Option<Generation>,
     incarnation: u32,
     keyring: Keyring,
     store: Store,
     members: Members,
     /// Nodes that the managers removed, and the newest version of their records that stays refused.
-    removed: BTreeMap<NodeId, crate::types::Generation>,
+    removed: BTreeMap<NodeId, Generation>,
     /// Members that shall hear from us soon.
     greet: BTreeSet<NodeId>,
     timers: Timers,
@@ -221,6 +223,7 @@ impl Gossip {
             rng: StdRng::from_seed(seed),
             trust: None,
             own: None,
+            head: None,
             incarnation: 0,
             store: Store::new(),
             members: Members::default(),
@@ -263,7 +266,7 @@ impl Gossip {
         }
         if trust.fork > self.keyring.fork {
             self.keyring.enter_fork(trust.fork);
-            self.own = None;
+            (self.own, self.head) = (None, None);
             self.removed.clear();
             for key in self.store.keys_where(|_| true) {
                 self.expire(key);
@@ -287,7 +290,7 @@ impl Gossip {
         Ok(())
     }
 
-    /// Takes records from the managers. They are verified like any other.
+    /// Takes records from the managers, the ring record first. They are verified like any other.
     pub fn insert_records(&mut self, records: impl IntoIterator<Item = SignedRecord>, now: Time) {
         for record in records {
             self.accept(record, None, now);
@@ -298,8 +301,9 @@ impl Gossip {
     /// only with a record newer than all that are known now.
     pub fn remove_node(&mut self, node: NodeId) {
         if self.removed.len() < REMOVED_MAX && !self.removed.contains_key(&node) {
-            let newest = self.store.iter().map(|record| record.version().generation).max();
-            let nothing = crate::types::Generation { fork: Fork(0), index: 0 };
+            let about_nodes = self.store.iter().filter(|record| record.key() != RecordKey::Ring);
+            let newest = about_nodes.map(|record| record.version().generation).max();
+            let nothing = Generation { fork: Fork(0), index: 0 };
             self.removed.insert(node, newest.unwrap_or(nothing));
         }
         self.forget_node(node);

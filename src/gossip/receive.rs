@@ -2,12 +2,9 @@
 
 use super::{Gossip, GossipDrop, GossipEvent};
 use crate::types::{Epoch, NodeId, Time};
-use crate::wire::gossip::{self, DatagramError, Form, Header, Liveness, Message, Party, Payload, Update};
-use crate::wire::record::SignedRecord;
+use crate::wire::gossip::{self, DatagramError, Form, Header, Hello, Liveness, Message, Party, Payload, Update};
+use crate::wire::record::{RecordBody, RecordKey, SignedRecord};
 use std::net::SocketAddr;
-
-/// Octets of the longest hello: header, record, tag.
-const HELLO_MAX: usize = gossip::HELLO_HEADER_LEN + crate::wire::record::RECORD_MAX + crate::crypto::TAG_LEN;
 
 impl Gossip {
     /// Takes a datagram. `from` is where it seems to come from; nothing is ever sent there for that reason.
@@ -33,8 +30,7 @@ impl Gossip {
         }
         match header.form {
             Form::Pair { counter } => self.receive_pair(&header, counter, sealed, now),
-            Form::Hello { nonce } if datagram.len() <= HELLO_MAX => self.receive_hello(&header, nonce, sealed, now),
-            Form::Hello { .. } => Err(GossipDrop::Length),
+            Form::Hello { nonce } => self.receive_hello(&header, nonce, sealed, now),
         }
     }
 
@@ -70,10 +66,9 @@ impl Gossip {
             }
             return Err(GossipDrop::OwnIdentity);
         }
-        let record = SignedRecord::parse(&plain).map_err(|_| GossipDrop::HelloContent)?;
-        let crate::wire::record::RecordBody::Node(node) = record.body() else { return Err(GossipDrop::HelloContent) };
-        if (node.node, node.boot) != (header.node, header.boot) || node.public(header.epoch).is_none() {
-            return Err(GossipDrop::HelloContent);
+        let (ring, record) = hello_records(header, &plain).ok_or(GossipDrop::HelloContent)?;
+        if let Some(ring) = ring {
+            self.accept(ring, Some(header.node), now);
         }
         self.accept(record, Some(header.node), now);
         self.answer_hello(header.node, now);
@@ -94,13 +89,14 @@ impl Gossip {
         for update in &payload.updates {
             self.handle_update(update, now);
         }
-        let mut news = 0;
+        let mut records = Vec::with_capacity(payload.records.len());
         for encoded in &payload.records {
             match SignedRecord::parse(encoded) {
-                Ok(record) => news += usize::from(self.accept(record, Some(from), now)),
+                Ok(record) => records.push(record),
                 Err(_) => self.drops.count(GossipDrop::MalformedRecord),
             }
         }
+        let news = self.accept_all(records, from, now);
         if news > 0 && payload.message == Message::Records {
             self.sync_again(now);
         }
@@ -147,4 +143,15 @@ impl Gossip {
             self.need_ring.ask(epoch, now, &mut self.rng);
         }
     }
+}
+
+/// The records of a hello: the ring's, if there is one, and the node record of the sender named in the header.
+fn hello_records(header: &Header, plain: &[u8]) -> Option<(Option<SignedRecord>, SignedRecord)> {
+    let Hello { ring, node } = Hello::parse(plain).ok()?;
+    let ring = if ring.is_empty() { None } else { Some(SignedRecord::parse(ring).ok()?) };
+    let record = SignedRecord::parse(node).ok()?;
+    let RecordBody::Node(node) = record.body() else { return None };
+    let of_sender = (node.node, node.boot) == (header.node, header.boot) && node.public(header.epoch).is_some();
+    let is_ring = ring.as_ref().is_none_or(|ring| ring.key() == RecordKey::Ring);
+    (of_sender && is_ring).then_some((ring, record))
 }

@@ -2,8 +2,8 @@
 
 use super::{Gossip, GossipDrop, GossipEvent, TRANSMITS_MAX, Transmit};
 use crate::types::{Epoch, NodeId, PublicKey, Time};
-use crate::wire::gossip::{self, Form, Header, Message, PLAINTEXT_MAX, Party, Payload};
-use crate::wire::record::VerifiedRecord;
+use crate::wire::gossip::{self, Form, Header, Hello, Message, PLAINTEXT_MAX, Party, Payload};
+use crate::wire::record::{RecordKey, VerifiedRecord};
 use rand::Rng;
 use std::net::SocketAddr;
 
@@ -88,7 +88,9 @@ impl Gossip {
         let Some(nonce) = self.keyring.hello_nonce(epoch, random) else { return false };
         let header = Header { epoch, node: self.config.node, boot: self.config.boot, form: Form::Hello { nonce } };
         let (Some(key), Some(own)) = (self.keyring.hello_key(epoch), &self.own) else { return false };
-        let datagram = gossip::seal_hello(key, &header, own.signed().encoded());
+        let ring = self.store.get(&RecordKey::Ring).map_or(&[][..], |ring| ring.signed().encoded());
+        let hello = Hello { ring, node: own.signed().encoded() };
+        let datagram = gossip::seal_hello(key, &header, &hello.emit());
         let sent = self.transmit(address, datagram);
         sent.map_err(|reason| self.drops.count(reason)).is_ok()
     }

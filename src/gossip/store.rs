@@ -36,7 +36,7 @@ pub(super) struct Store {
 }
 
 /// The 64-bit hash that places a key.
-fn key_hash(key: &RecordKey) -> u64 {
+pub(super) fn key_hash(key: &RecordKey) -> u64 {
     truncate(crypto::sha256(&[b"formic record key v1", &postcard::to_stdvec(key).unwrap_or_default()]))
 }
 

@@ -8,7 +8,7 @@ use crate::crypto::X25519Secret;
 use crate::sim::gossip::{GossipSwarm, Managers};
 use crate::sim::network::Faults;
 use crate::types::{EndpointKey, Key32, NetworkId, PublicKey, TaskId};
-use crate::wire::gossip::{Form, Header, Party, VERSION_HELLO, VERSION_PAIR, hello_key, seal_hello};
+use crate::wire::gossip::{Form, Header, Hello, Party, VERSION_HELLO, VERSION_PAIR, hello_key, seal_hello};
 use crate::wire::record::{RecordBody, RingRecord};
 use proptest::prelude::*;
 use rand::seq::IndexedRandom;
@@ -90,7 +90,8 @@ fn forged_hello(swarm: &GossipSwarm) -> Vec<u8> {
     let form = Form::Hello { nonce: [0x77; 12] };
     let header = Header { epoch: Epoch(2), node: host.node, boot: host.boot, form };
     let record = swarm.own_record(0).unwrap();
-    seal_hello(&hello_key(&swarm.managers.gossip_key(Epoch(2))), &header, record.encoded())
+    let hello = Hello { ring: &[], node: record.encoded() }.emit();
+    seal_hello(&hello_key(&swarm.managers.gossip_key(Epoch(2))), &header, &hello)
 }
 
 /// A hello of a copy of the first host: the same boot and secrets, other randomness.
@@ -104,7 +105,7 @@ fn cloned_hello(swarm: &mut GossipSwarm) -> Vec<u8> {
     }
     clone.set_active(Epoch(2));
     clone.set_own_record(swarm.own_record(0).unwrap(), now).unwrap();
-    clone.insert_records([swarm.own_record(1).unwrap()], now);
+    clone.insert_records([swarm.managers.ring_record(), swarm.own_record(1).unwrap()], now);
     clone.handle_timeout(now);
     let mut sent = std::iter::from_fn(|| clone.poll_transmit()).map(|sent| sent.payload);
     sent.find(|payload| payload[0] == VERSION_HELLO).unwrap()
@@ -220,6 +221,116 @@ fn records_of_a_retired_epoch_are_void() {
     assert_eq!(gossip.drops().of(GossipDrop::RetiredEpoch), 1);
 }
 
+/// A machine of a host's node that has been told whom to trust, its own record, and a head.
+fn told(swarm: &mut GossipSwarm, number: usize, own_index: u64, head_index: Option<u64>) -> Gossip {
+    let (cluster, fork) = (swarm.managers.cluster, swarm.managers.fork);
+    let (node, boot, now) = (swarm.hosts[number].node, swarm.hosts[number].boot, swarm.now);
+    let config = GossipConfig { cluster, fork, node, boot, timing: Timing::default() };
+    let mut gossip = Gossip::new(config, now, [number as u8; 32]);
+    gossip.set_trust(swarm.managers.trust());
+    for epoch in [1, 2, 3].map(Epoch) {
+        gossip.set_epoch(swarm.epoch_keys(number, epoch)).unwrap();
+    }
+    gossip.set_active(Epoch(2));
+    let own = swarm.managers.sign_at(own_index, Epoch(2), swarm.node_record(number));
+    gossip.set_own_record(own, now).unwrap();
+    gossip.insert_records(head_index.map(|index| head(swarm, index)), now);
+    gossip
+}
+
+fn head(swarm: &GossipSwarm, index: u64) -> SignedRecord {
+    swarm.managers.sign_at(index, Epoch(2), RecordBody::Ring(RingRecord { active: Epoch(2), oldest: Epoch(1) }))
+}
+
+/// Hands what one has to send to the other and back until both are silent.
+fn talk(one: &mut Gossip, other: &mut Gossip, mut now: Time, rounds: u32) -> Time {
+    let from: SocketAddr = "192.0.2.1:7946".parse().unwrap();
+    for _ in 0..rounds {
+        now = now + 500 * Duration::from_millis(1);
+        one.handle_timeout(now);
+        other.handle_timeout(now);
+        while let Some((sent, to_other)) =
+            one.poll_transmit().map(|it| (it, true)).or_else(|| other.poll_transmit().map(|it| (it, false)))
+        {
+            let to = if to_other { &mut *other } else { &mut *one };
+            to.handle_datagram(from, &sent.payload, now);
+        }
+    }
+    now
+}
+
+#[test]
+fn a_record_above_the_head_is_refused_and_taken_once_the_head_is_there() {
+    let mut swarm = GossipSwarm::new(4, 2, Faults::NONE);
+    let mut gossip = told(&mut swarm, 0, 3, Some(10));
+    let now = swarm.now;
+    let key = EndpointKey { network: NetworkId::from_random([1; 17]), task: TaskId::from_random([1; 17]) };
+    let at = |swarm: &GossipSwarm, index| {
+        let generation = Generation { fork: swarm.managers.fork, index };
+        let node = swarm.hosts[1].node;
+        let sealed = vec![0; 40];
+        let record = crate::wire::record::EndpointRecord { key, node, generation, alive: true, sealed };
+        swarm.managers.sign_at(index, Epoch(2), RecordBody::Endpoint(record))
+    };
+    let (now_due, early) = (at(&swarm, 10), at(&swarm, 11));
+    gossip.insert_records([early.clone()], now);
+    assert_eq!((gossip.drops().of(GossipDrop::AboveHead), gossip.record(&early.key())), (1, None));
+    gossip.insert_records([now_due.clone()], now);
+    assert_eq!(gossip.record(&now_due.key()).map(VerifiedRecord::signed), Some(&now_due));
+    gossip.insert_records([head(&swarm, 11), early.clone()], now);
+    assert_eq!(gossip.record(&early.key()).map(VerifiedRecord::signed), Some(&early));
+    let mut nothing_told = told(&mut swarm, 0, 3, None);
+    nothing_told.insert_records([early], now);
+    assert_eq!(nothing_told.drops().of(GossipDrop::AboveHead), 1, "without a head nothing is believed");
+}
+
+/// Nobody but the peer itself can tell the new head: neither has a session, and there is no third node.
+#[test]
+fn a_peer_that_restarted_after_our_last_word_of_the_managers_is_met_by_its_hello() {
+    let mut swarm = GossipSwarm::new(5, 2, Faults::NONE);
+    let mut old = told(&mut swarm, 0, 3, Some(10));
+    let old_record = swarm.managers.sign_at(3, Epoch(2), swarm.node_record(0));
+    let mut new = told(&mut swarm, 1, 30, Some(40));
+    let now = swarm.now;
+    new.insert_records([old_record], now);
+    let own = new.own.clone().unwrap();
+    old.insert_records([own.signed().clone()], now);
+    assert_eq!(old.drops().of(GossipDrop::AboveHead), 1);
+    talk(&mut new, &mut old, now, 4);
+    assert_eq!(old.record(&own.key()), Some(&own));
+    assert_eq!(old.head.map(|head| head.index), Some(40));
+}
+
+/// The record comes first and the ring record is lost on the way: both are asked for at once.
+#[test]
+fn what_came_before_its_head_comes_again_at_once() {
+    let mut swarm = GossipSwarm::new(6, 2, Faults::NONE);
+    let (one_own, other_own) = (
+        swarm.managers.sign_at(3, Epoch(2), swarm.node_record(0)),
+        swarm.managers.sign_at(4, Epoch(2), swarm.node_record(1)),
+    );
+    let (mut one, mut other) = (told(&mut swarm, 0, 3, Some(10)), told(&mut swarm, 1, 4, Some(10)));
+    let now = swarm.now;
+    one.insert_records([other_own], now);
+    other.insert_records([one_own], now);
+    let now = talk(&mut one, &mut other, now, 6);
+    let key = EndpointKey { network: NetworkId::from_random([1; 17]), task: TaskId::from_random([1; 17]) };
+    swarm.managers.sign_endpoint(key, swarm.hosts[0].node, true, vec![0; 40]);
+    while swarm.managers.next_index() < 20 {}
+    let record = swarm.managers.sign_endpoint(key, swarm.hosts[0].node, true, vec![0; 40]);
+    one.insert_records([head(&swarm, 30), record.clone()], now);
+    let early = other.accept_all(vec![record.clone()], swarm.hosts[0].node, now);
+    assert_eq!((early, other.drops().of(GossipDrop::AboveHead)), (0, 1));
+    let from: SocketAddr = "192.0.2.1:7946".parse().unwrap();
+    while let Some(sent) = other.poll_transmit() {
+        one.handle_datagram(from, &sent.payload, now);
+    }
+    while let Some(sent) = one.poll_transmit() {
+        other.handle_datagram(from, &sent.payload, now);
+    }
+    assert_eq!(other.record(&record.key()).map(VerifiedRecord::signed), Some(&record), "no time has passed");
+}
+
 #[test]
 fn the_ring_record_voids_without_a_manager() {
     let mut swarm = two();
@@ -264,7 +375,7 @@ fn a_new_fork_voids_everything_and_an_older_one_nothing() {
     let trust = swarm.managers.trust();
     let gossip = swarm.gossip(0);
     gossip.set_trust(TrustBundle { fork: Fork(trust.fork.0 - 1), keys: vec![] });
-    assert_eq!(gossip.records().count(), 2);
+    assert_eq!(gossip.records().count(), 3);
     gossip.set_trust(TrustBundle { fork: Fork(trust.fork.0 + 1), ..trust });
     assert_eq!((gossip.records().count(), gossip.members().count()), (0, 0));
     assert_eq!(gossip.poll_timeout(), None);
@@ -557,5 +668,5 @@ fn a_hostile_member_with_valid_keys_cannot_break_the_parser() {
         while swarm.gossip(1).poll_transmit().is_some() {}
     }
     assert!(swarm.gossip(1).drops().of(GossipDrop::MalformedPayload) > 1000);
-    assert_eq!(swarm.gossip(1).records().count(), 2);
+    assert_eq!(swarm.gossip(1).records().count(), 3);
 }

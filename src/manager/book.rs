@@ -4,6 +4,8 @@
 //! Everything in a record, the nonce of a sealed body included, follows from the state: a manager that starts again
 //! makes the same octets, and a record keeps its age.
 //!
+//! The ring record is made anew with every other: its generation is the head, above which nothing was attested.
+//!
 //! The tombstone of a task that left the state is kept until the epoch it was attested in is retired.
 
 use crate::cluster::{State, Task};
@@ -81,18 +83,23 @@ impl RecordBook {
         let mut wanted = BTreeMap::new();
         collect_nodes(state, &mut wanted);
         collect_endpoints(state, &mut wanted);
-        collect_ring(state, active.epoch, &mut wanted);
         self.bury(state, &mut wanted);
         for (key, (generation, content)) in wanted {
             self.keep(&attester, key, generation, content);
         }
+        let others = self.records.iter().filter(|(key, _)| **key != RecordKey::Ring);
+        let newest = others.map(|(_, kept)| kept.version.generation).max();
+        let head = newest.into_iter().chain([state.ring.generation]).max().unwrap_or(state.ring.generation);
+        self.keep(&attester, RecordKey::Ring, head, Wanted::Ring(ring_record(state, active.epoch)));
     }
 
-    /// The records made after `cursor`, oldest first, and the cursor after them.
+    /// The records made after `cursor`: the ring record, without whose head the others would be refused, then the
+    /// others, oldest first. And the cursor after them.
     pub(crate) fn since(&self, cursor: u64) -> (Vec<Vec<u8>>, u64) {
-        let newer = self.order.range(cursor.saturating_add(1)..);
-        let records = newer.filter_map(|(_, key)| self.records.get(key)).map(|kept| kept.encoded.clone()).collect();
-        (records, self.sequence)
+        let mut keys: Vec<&RecordKey> = self.order.range(cursor.saturating_add(1)..).map(|(_, key)| key).collect();
+        keys.sort_by_key(|key| **key != RecordKey::Ring);
+        let records = keys.into_iter().filter_map(|key| self.records.get(key)).map(|kept| kept.encoded.clone());
+        (records.collect(), self.sequence)
     }
 
     /// What is kept but no longer wanted: an endpoint gets its tombstone, a tombstone stays until its epoch is
@@ -109,6 +116,7 @@ impl RecordBook {
                     wanted.insert(*key, (tombstone_generation(endpoint.generation), Wanted::Endpoint(dead)));
                 }
                 Wanted::Endpoint(_) if state.ring.epochs.iter().any(|held| held.epoch == kept.version.epoch) => {}
+                Wanted::Ring(_) => {}
                 _ => forgotten.push(*key),
             }
         }
@@ -122,7 +130,9 @@ impl RecordBook {
     fn keep(&mut self, attester: &Attester<'_>, key: RecordKey, generation: Generation, content: Wanted) {
         let mut version = RecordVersion { fork: attester.fork, generation, epoch: attester.epoch };
         if let Some(kept) = self.records.get(&key) {
-            if kept.version.epoch == version.epoch && kept.version.fork == version.fork && kept.content == content {
+            let head_moved = key == RecordKey::Ring && kept.version.generation < generation;
+            let same = kept.version.epoch == version.epoch && kept.version.fork == version.fork;
+            if same && kept.content == content && !head_moved {
                 return;
             }
             // Other content needs a higher age, whatever the state calls it (the oldest epoch left the ring).
@@ -246,10 +256,9 @@ fn tombstone_generation(allocation: Generation) -> Generation {
     Generation { fork: allocation.fork, index: allocation.index + 1 }
 }
 
-fn collect_ring(state: &State, active: Epoch, wanted: &mut BTreeMap<RecordKey, (Generation, Wanted)>) {
+fn ring_record(state: &State, active: Epoch) -> RingRecord {
     let oldest = state.ring.epochs.iter().map(|held| held.epoch).min().unwrap_or(active);
-    let record = RingRecord { active, oldest };
-    wanted.insert(RecordKey::Ring, (state.ring.generation, Wanted::Ring(record)));
+    RingRecord { active, oldest }
 }
 
 /// At most `limit` octets of `text`, cut between characters.

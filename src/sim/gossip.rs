@@ -30,13 +30,18 @@ pub struct Managers {
     pub epoch: Epoch,
     key: SigningKey,
     index: u64,
+    ring: (u64, RecordBody),
 }
+
+/// How far ring records are ahead of the log, so that hosts are told a head once and not before every record.
+const HEAD_AHEAD: u64 = 1 << 40;
 
 impl Managers {
     /// Managers of a new swarm, whose epoch is 2.
     pub fn new() -> Managers {
         let key = SigningKey::new(&Key32::new([0x51; 32]));
-        Managers { cluster: ClusterId::from_random([7; 17]), fork: Fork(1_000), epoch: Epoch(2), key, index: 0 }
+        let ring = (HEAD_AHEAD, RecordBody::Ring(RingRecord { active: Epoch(2), oldest: Epoch(1) }));
+        Managers { cluster: ClusterId::from_random([7; 17]), fork: Fork(1_000), epoch: Epoch(2), key, index: 0, ring }
     }
 
     /// The next index of their log.
@@ -55,10 +60,18 @@ impl Managers {
         Key32::new(crate::crypto::sha256(&[b"simulated gossip key", &epoch.0.to_be_bytes()]))
     }
 
-    /// Signs a body as the newest of its key.
+    /// Signs a body as the newest of its key; a ring record far ahead.
     pub fn sign(&mut self, body: RecordBody) -> SignedRecord {
         let index = self.next_index();
-        self.sign_at(index, self.epoch, body)
+        let RecordBody::Ring(_) = body else { return self.sign_at(index, self.epoch, body) };
+        self.ring = (HEAD_AHEAD + index, body);
+        self.ring_record()
+    }
+
+    /// The ring record of the present epoch.
+    pub fn ring_record(&self) -> SignedRecord {
+        let (index, body) = &self.ring;
+        self.sign_at(*index, self.epoch, body.clone())
     }
 
     /// Signs a body with a chosen log index and epoch.
@@ -182,12 +195,13 @@ impl GossipSwarm {
         let introducer = (0..self.hosts.len()).find(|other| *other != number && self.hosts[*other].gossip.is_some());
         let introduction: Vec<SignedRecord> = introducer.and_then(|other| self.own_record(other)).into_iter().collect();
         let (trust, active, now) = (self.managers.trust(), self.managers.epoch, self.now);
+        let ring = self.managers.ring_record();
         if let Some(gossip) = &mut self.hosts[number].gossip {
             gossip.set_trust(trust);
             assert!(keys.into_iter().all(|keys| gossip.set_epoch(keys).is_ok()), "epochs of a new boot are taken");
             gossip.set_active(active);
             assert_eq!(gossip.set_own_record(own, now), Ok(()));
-            gossip.insert_records(introduction, now);
+            gossip.insert_records([ring].into_iter().chain(introduction), now);
         }
         self.drain(number);
     }

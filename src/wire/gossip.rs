@@ -6,8 +6,8 @@
 //! ```
 //!
 //! The version octet tells the two apart: 1 is a *pair* datagram under the key of one (sender, receiver, epoch,
-//! boots), 2 is *hello* under a key that all admitted nodes share, and carries exactly the sender's signed node
-//! record. Only this fixed header is read before a tag has verified. All integers are big-endian; the plaintext
+//! boots), 2 is *hello* under a key that all admitted nodes share, and carries a [`Hello`] and nothing else: two signed
+//! records. Only this fixed header is read before a tag has verified. All integers are big-endian; the plaintext
 //! of a pair datagram is the postcard form of a [`Payload`].
 #![forbid(unsafe_code)]
 #![deny(clippy::disallowed_methods)]
@@ -29,6 +29,8 @@ pub const HELLO_HEADER_LEN: usize = 42;
 pub const PLAINTEXT_MAX: usize = 1280 - 48 - PAIR_HEADER_LEN - TAG_LEN;
 /// Octets of the longest datagram.
 pub const DATAGRAM_MAX: usize = 1280 - 48;
+/// Octets of the longest plaintext of a hello.
+pub const HELLO_PLAINTEXT_MAX: usize = DATAGRAM_MAX - HELLO_HEADER_LEN - TAG_LEN;
 /// Members that one payload may speak of.
 pub const UPDATES_MAX: usize = 16;
 /// Hashes of one [`Message::Digest`]: the children of one node of the tree of records.
@@ -208,10 +210,37 @@ fn pair_aad(header: &[u8], (node, boot): (NodeId, BootId)) -> Vec<u8> {
     [header, node.as_bytes(), &boot.0].concat()
 }
 
-/// Seals a hello around the sender's encoded node record.
-pub fn seal_hello(hello_key: &Key32, header: &Header, record: &[u8]) -> Vec<u8> {
+/// What a hello carries: the length of the ring record (2 octets), the ring record, the node record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hello<'a> {
+    /// The newest ring record that the sender has, which says how new its node record may be; empty if it has none.
+    pub ring: &'a [u8],
+    /// The sender's node record.
+    pub node: &'a [u8],
+}
+
+impl<'a> Hello<'a> {
+    /// Reads the plaintext of a hello.
+    pub fn parse(plaintext: &'a [u8]) -> Result<Hello<'a>, DatagramError> {
+        let (length, rest) = plaintext.split_first_chunk().ok_or(DatagramError::Payload)?;
+        let split = rest.split_at_checked(usize::from(u16::from_be_bytes(*length)));
+        let (ring, node) = split.ok_or(DatagramError::Payload)?;
+        Ok(Hello { ring, node })
+    }
+
+    /// Writes the plaintext. A ring record that does not fit beside the node record is left out.
+    pub fn emit(&self) -> Vec<u8> {
+        let fits = self.ring.len() + self.node.len() <= HELLO_PLAINTEXT_MAX - 2;
+        let ring = if fits { self.ring } else { &[] };
+        let length = u16::try_from(ring.len()).unwrap_or_default();
+        [&length.to_be_bytes(), ring, self.node].concat()
+    }
+}
+
+/// Seals the plaintext of a hello.
+pub fn seal_hello(hello_key: &Key32, header: &Header, plaintext: &[u8]) -> Vec<u8> {
     let mut datagram = header.emit();
-    let sealed = crypto::seal(hello_key, &header.nonce(), &datagram, record);
+    let sealed = crypto::seal(hello_key, &header.nonce(), &datagram, plaintext);
     datagram.extend_from_slice(&sealed);
     datagram
 }

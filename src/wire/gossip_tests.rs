@@ -65,7 +65,11 @@ fn golden_vectors() {
         hex(pair.key.expose()),
         hex(hello_key(&Key32::new([8; 32])).expose()),
         hex(&seal_pair(&pair.key, &pair.header, pair.to, b"payload")),
-        hex(&seal_hello(&hello_key(&Key32::new([8; 32])), &hello_header(), b"record")),
+        hex(&seal_hello(
+            &hello_key(&Key32::new([8; 32])),
+            &hello_header(),
+            &Hello { ring: b"ring", node: b"node" }.emit(),
+        )),
     ];
     lines.extend(messages().into_iter().map(|message| hex(&payload(message).emit())));
     let golden: Vec<&str> = include_str!("testdata/gossip.hex").lines().collect();
@@ -77,6 +81,20 @@ fn payloads_round_trip() {
     for message in messages() {
         let payload = payload(message);
         assert_eq!(Payload::parse(&payload.emit()), Ok(payload));
+    }
+}
+
+#[test]
+fn a_hello_is_two_records() {
+    for (ring, node) in [(&b"ring"[..], &b"node"[..]), (b"", b"node"), (b"ring", b"")] {
+        let hello = Hello { ring, node };
+        assert_eq!(Hello::parse(&hello.emit()), Ok(hello));
+    }
+    let (ring, node) = ([1; 200], [2; crate::wire::record::RECORD_MAX]);
+    let plain = Hello { ring: &ring, node: &node }.emit();
+    assert_eq!(Hello::parse(&plain), Ok(Hello { ring: &[], node: &node }), "the node record is what counts");
+    for malformed in [&[][..], &[0], &[0, 5, 1, 2], &[0xff, 0xff, 1]] {
+        assert_eq!(Hello::parse(malformed), Err(DatagramError::Payload));
     }
 }
 

@@ -180,6 +180,9 @@ fn body_key(network_key: &Key32) -> Key32 {
 }
 
 /// The key ring: which epoch to send with.
+///
+/// Its generation is the managers' *head*: it is made anew with every record, and no record that they attest is above
+/// it. So whoever has it refuses records from a future that the managers' log has not reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RingRecord {
     /// The epoch to send with.

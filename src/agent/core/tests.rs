@@ -6,7 +6,7 @@ use crate::types::{
     BootId, ClusterId, EndpointKey, EpochPhase, Generation, Id, NodeAddresses, PublicKey, TaskId, Transform,
 };
 use crate::wire::control::{EpochView, NetworkKey, RingView};
-use crate::wire::record::{EndpointBody, RecordVersion};
+use crate::wire::record::{EndpointBody, RecordVersion, RingRecord};
 use std::net::{IpAddr, Ipv4Addr};
 
 const CLUSTER: ClusterId = ClusterId(Id::ZERO);
@@ -76,6 +76,8 @@ fn push(epochs: [u32; 3], records: Vec<Vec<u8>>) -> Push {
         members: vec![(node(1), true), (node(2), true)],
     }];
     let attestation: Vec<PublicKey> = vec![signer().public()];
+    let [oldest, active, _] = epochs.map(Epoch);
+    let head = sign(9, active, RecordBody::Ring(RingRecord { active, oldest })).encoded().to_vec();
     Push {
         swarm: Some(SwarmView {
             cluster: CLUSTER,
@@ -87,7 +89,7 @@ fn push(epochs: [u32; 3], records: Vec<Vec<u8>>) -> Push {
         }),
         ring: Some(RingView { epochs: epochs.map(Epoch).into_iter().zip(phases).map(view).collect() }),
         networks,
-        records,
+        records: [head].into_iter().chain(records).collect(),
         ..Push::default()
     }
 }

@@ -193,6 +193,17 @@ fn last<'a>(records: &'a [VerifiedRecord], key: &RecordKey) -> Option<&'a Verifi
     records.iter().rev().find(|record| record.key() == *key)
 }
 
+/// A node refuses what is newer than the ring record it has.
+fn assert_head_comes_first(agent: &Agent) {
+    let mut head = None;
+    for record in agent.verified() {
+        if record.key() == RecordKey::Ring {
+            head = head.max(Some(record.version().generation));
+        }
+        assert!(Some(record.version().generation) <= head, "{:?} before its head {head:?}", record.key());
+    }
+}
+
 fn endpoint_key(task: &TaskAssignment) -> RecordKey {
     RecordKey::Endpoint(task.endpoints().next().unwrap())
 }
@@ -245,6 +256,7 @@ fn records_follow_the_life_of_a_task() {
         let mut late = swarm.agent(swarm.join().await).await;
         late.push().await;
         assert!(last(&late.verified(), &key).is_some_and(|record| record == &tombstone));
+        [&agent, &watcher, &late].into_iter().for_each(assert_head_comes_first);
         swarm.manager.stop().await;
     });
 }
