@@ -113,9 +113,14 @@ async fn one_session(
     }
     let heartbeat =
         || Duration::from_secs(u64::from(config.heartbeat_secs.load(std::sync::atomic::Ordering::Relaxed).max(1)));
+    let (probe, probes) = smol::channel::bounded(1);
     let receive = async {
         loop {
             match reader.read::<ToAgent>(heartbeat() * MISSED_HEARTBEATS).await {
+                Ok(ToAgent::Probe) => {
+                    // Full: an answer is under way already.
+                    let _ = probe.try_send(FromAgent::Heartbeat);
+                }
                 Ok(message) => {
                     if events.send(SessionEvent::Message(message)).await.is_err() {
                         return String::new();
@@ -130,7 +135,7 @@ async fn one_session(
         loop {
             let due = last + heartbeat();
             let wait = due.saturating_duration_since(Instant::now()).min(HEARTBEAT_CHECK);
-            let message = match within(wait, outgoing.recv()).await {
+            let message = match within(wait, probes.recv().or(outgoing.recv())).await {
                 Some(Ok(message)) => message,
                 Some(Err(_)) => return String::new(),
                 None if Instant::now() < due => continue,
@@ -158,4 +163,73 @@ pub(super) async fn within<T>(time: Duration, future: impl Future<Output = T>) -
         None
     };
     async { Some(future.await) }.or(timeout).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manager::{InitParams, Manager};
+    use crate::tls::{Identity, NodeKey};
+    use crate::types::{Availability, ClusterSpec, NodeAddresses};
+    use std::sync::atomic::AtomicU32;
+
+    /// How long a test waits for a state that must come.
+    const DEADLINE: Duration = Duration::from_secs(30);
+
+    async fn next(events: &Receiver<SessionEvent>) -> SessionEvent {
+        within(DEADLINE, events.recv()).await.expect("in time").expect("the session runs")
+    }
+
+    /// A manager asks a session whether it lives when a second one of the same boot comes.
+    #[test]
+    fn a_living_session_answers_the_managers_probe() {
+        smol::block_on(async {
+            let directory = std::env::temp_dir().join(format!("formic-session-{}", std::process::id()));
+            let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
+            let addresses = NodeAddresses { control: at(2377), gossip: at(7946), data: at(4500), behind_nat: false };
+            let key = NodeKey::generate().unwrap();
+            let params = InitParams {
+                // No heartbeat comes during the test.
+                spec: ClusterSpec { heartbeat_secs: 60, ..ClusterSpec::default() },
+                hostname: "first".into(),
+                software: "0.1.0".into(),
+                addresses,
+                availability: Availability::Active,
+                csr: key.request().unwrap(),
+            };
+            let (manager, joined) = Manager::create(&directory, params).await.unwrap();
+            let control = manager.listen(at(0)).await.unwrap();
+            let identity = Arc::new(ArcSwap::from_pointee(Identity::new(&key, joined.chain.clone()).unwrap()));
+            let (_reset, reset) = smol::channel::bounded(1);
+            let config = SessionConfig {
+                membership: Membership::new(&joined, addresses, control, vec![control]),
+                identity: identity.clone(),
+                boot: BootId([7; 8]),
+                hostname: "first".into(),
+                managers: Arc::new(std::sync::Mutex::new(vec![control])),
+                heartbeat_secs: Arc::new(AtomicU32::new(60)),
+                reset,
+            };
+            let (_outgoing, outgoing) = smol::channel::bounded(1);
+            let (sender, events) = smol::channel::unbounded();
+            let session = smol::spawn(run(config, outgoing, sender));
+            assert!(matches!(next(&events).await, SessionEvent::Up { .. }));
+            for _ in 0..2 {
+                let request = SessionRequest {
+                    boot: BootId([7; 8]),
+                    hostname: "copy".into(),
+                    software: "0.1.0".into(),
+                    addresses,
+                };
+                let refused = tls::open_session(control, &identity.load_full(), request).await.err().unwrap();
+                assert!(refused.to_string().contains("was the host cloned"), "{refused}");
+            }
+            while let Ok(event) = events.try_recv() {
+                assert!(matches!(event, SessionEvent::Message(_)), "the session broke");
+            }
+            session.cancel().await;
+            manager.stop().await;
+            std::fs::remove_dir_all(&directory).unwrap();
+        });
+    }
 }

@@ -3,6 +3,7 @@
 use super::authority::{self, AuthorityError, Issued, Names};
 use super::drops::ControlDrop;
 use super::handle::{Inner, ManagerError};
+use super::limits::{Allowance, Bucket};
 use super::listener::Connection;
 use super::news::set_state;
 use super::{random, wall_clock};
@@ -28,38 +29,12 @@ const MANAGER_TOKEN: &str = "joining as a manager is not supported yet: \
     use the worker token, see 'swarm join-token worker' on a manager";
 const TOO_MANY_TRIES: &str = "too many wrong join tokens: try again in a minute with a valid one";
 
-/// What a limit of wrong join tokens allows.
-struct Allowance {
-    /// Wrong tokens at once.
-    burst: f64,
-    /// Time until one more is allowed.
-    refill: Duration,
-}
-
-/// From one source.
+/// Wrong join tokens from one source.
 const PER_SOURCE: Allowance = Allowance { burst: 5.0, refill: Duration::from_secs(10) };
 /// From all sources.
 const IN_ALL: Allowance = Allowance { burst: 100.0, refill: Duration::from_millis(100) };
 /// Sources remembered.
 const MAX_SOURCES: usize = 4096;
-
-struct Bucket {
-    left: f64,
-    at: Instant,
-}
-
-impl Bucket {
-    fn new(allowance: &Allowance, now: Instant) -> Bucket {
-        Bucket { left: allowance.burst, at: now }
-    }
-
-    fn refill(&mut self, allowance: &Allowance, now: Instant) -> f64 {
-        let passed = now.saturating_duration_since(self.at).as_secs_f64() / allowance.refill.as_secs_f64();
-        self.left = (self.left + passed).min(allowance.burst);
-        self.at = now;
-        self.left
-    }
-}
 
 /// The limit of wrong join tokens: a token bucket for each source and one for all. Right tokens cost nothing.
 pub(super) struct JoinLimit {
@@ -80,13 +55,13 @@ impl JoinLimit {
 
     /// `source` tried a wrong one.
     fn wrong(&mut self, source: IpAddr, now: Instant) {
-        self.all.left -= 1.0;
+        self.all.spend();
         if self.sources.len() >= MAX_SOURCES {
             self.sources.retain(|_, bucket| bucket.refill(&PER_SOURCE, now) < PER_SOURCE.burst);
         }
         if self.sources.len() < MAX_SOURCES {
             let bucket = self.sources.entry(source_of(source)).or_insert_with(|| Bucket::new(&PER_SOURCE, now));
-            bucket.left -= 1.0;
+            bucket.spend();
         }
     }
 }

@@ -51,6 +51,8 @@ drop_reasons! {
     SecondSession = "second_session",
     /// A session of a boot that a newer one has followed.
     FormerBoot = "former_boot",
+    /// A node that begins one boot after the other.
+    BootRateLimited = "boot_rate_limited",
     /// The state refused the session.
     SessionRefused = "session_refused",
     /// A report on a task of another node.

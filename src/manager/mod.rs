@@ -6,7 +6,8 @@
 //! - `actor`: the one writer: append, make durable, apply, tell the watchers.
 //! - `planner`: proposes what time and the state ask for: placements, rotations, nodes that fell silent.
 //! - `authority`: the certificate authority.
-//! - `listener`, `admission`, `session`: the control port: who may speak; joining; the sessions of the nodes.
+//! - `listener`, `admission`, `session`, `limits`: the control port: who may speak; joining; the sessions of the nodes;
+//!   how much of each.
 //! - `news`: what the managers make of what nodes say. `push`: what one node may know of the state. `book`: the signed records.
 //!
 //! Invariants: a command is durable before its proposer hears of it; readers see applied states only; a network's key
@@ -18,6 +19,7 @@ mod authority;
 pub(crate) mod book;
 mod drops;
 mod handle;
+mod limits;
 mod listener;
 pub(crate) mod news;
 mod planner;

@@ -3,8 +3,9 @@
 use super::admission::{check_hello, identify};
 use super::drops::ControlDrop;
 use super::handle::{Inner, ManagerError};
+use super::limits::{Allowance, Bucket};
 use super::listener::{Connection, Reader, Writer, count_stream_error};
-use super::news::{self, Speaker, heartbeat, window};
+use super::news::{self, Speaker, window};
 use super::push;
 use crate::cluster::{Command, Refusal, Reply};
 use crate::tls::StreamError;
@@ -24,6 +25,14 @@ const PUSH_GAP: Duration = Duration::from_millis(20);
 const PROPOSALS_BURST: u32 = 500;
 const PROPOSAL_REFILL: Duration = Duration::from_millis(5);
 
+/// New boots of one node: an honest daemon that is started again and again gets in after a while, a hostile node cannot
+/// fill the log and its peers' tables.
+const NEW_BOOTS: Allowance = Allowance { burst: 10.0, refill: Duration::from_secs(30) };
+/// How long a session may take to show that it lives, when another one of its boot is to be opened.
+const PROBE_TIME: Duration = Duration::from_secs(1);
+/// How often it is looked whether it has.
+const PROBE_LOOK: Duration = Duration::from_millis(20);
+
 /// Why a session ends from this side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
@@ -40,6 +49,14 @@ struct Open {
     /// Its boot is committed.
     committed: bool,
     end: Sender<End>,
+    probe: Sender<()>,
+}
+
+/// What a session is told by others.
+struct Signals {
+    end: Receiver<End>,
+    /// It is to show that it lives.
+    probe: Receiver<()>,
 }
 
 #[derive(Default)]
@@ -48,6 +65,8 @@ struct Table {
     open: BTreeMap<NodeId, Open>,
     /// When something was last heard of a node, also after its session.
     heard: BTreeMap<NodeId, Instant>,
+    /// How many new boots each node may begin.
+    boots: BTreeMap<NodeId, Bucket>,
 }
 
 /// What is known of a node's sessions.
@@ -68,23 +87,48 @@ impl Sessions {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the node's place. A connection of the same boot that was heard within one heartbeat is demonstrably
-    /// alive: then there are two of one (node, boot), and the second gets nothing. Any other is replaced.
-    fn claim(self: &Arc<Self>, node: NodeId, boot: BootId, beat: Duration) -> Option<(Claim, Receiver<End>)> {
-        let now = Instant::now();
+    /// Takes the node's place, unless a session of the same boot shows that it lives: then there are two of one
+    /// (node, boot), and the second gets nothing. One whose connection broke unnoticed does not answer.
+    async fn claim(self: &Arc<Self>, node: NodeId, boot: BootId) -> Option<(Claim, Signals)> {
+        if self.lives(node, boot).await { None } else { Some(self.take(node, boot)) }
+    }
+
+    /// Whether a session of this boot answers now.
+    async fn lives(&self, node: NodeId, boot: BootId) -> bool {
+        let asked = Instant::now();
+        // `None`: there is none (any more).
+        let heard = || self.table().open.get(&node).filter(|open| open.boot == boot).map(|open| open.heard);
+        if let Some(open) = self.table().open.get(&node).filter(|open| open.boot == boot) {
+            // Full: it is being asked.
+            let _ = open.probe.try_send(());
+        }
+        while let Some(heard) = heard() {
+            if heard > asked || asked.elapsed() >= PROBE_TIME {
+                return heard > asked;
+            }
+            smol::Timer::after(PROBE_LOOK).await;
+        }
+        false
+    }
+
+    /// Takes the node's place from whatever session has it.
+    fn take(self: &Arc<Self>, node: NodeId, boot: BootId) -> (Claim, Signals) {
         let mut table = self.table();
         if let Some(other) = table.open.get(&node) {
-            if other.boot == boot && now.saturating_duration_since(other.heard) < beat {
-                return None;
-            }
             // Full only when it has been told already.
             let _ = other.end.try_send(End::Replaced);
         }
         let id = table.next;
         table.next += 1;
-        let (end, ended) = bounded(1);
-        table.open.insert(node, Open { id, boot, heard: now, committed: false, end });
-        Some((Claim { sessions: self.clone(), node, id }, ended))
+        let ((end, ended), (probe, probed)) = (bounded(1), bounded(1));
+        table.open.insert(node, Open { id, boot, heard: Instant::now(), committed: false, end, probe });
+        (Claim { sessions: self.clone(), node, id }, Signals { end: ended, probe: probed })
+    }
+
+    /// Whether the node may begin one more boot now.
+    fn may_begin_boot(&self, node: NodeId) -> bool {
+        let now = Instant::now();
+        self.table().boots.entry(node).or_insert_with(|| Bucket::new(&NEW_BOOTS, now)).take(&NEW_BOOTS, now)
     }
 
     /// What is known of a node.
@@ -100,6 +144,7 @@ impl Sessions {
             let _ = open.end.try_send(End::Removed);
         }
         table.heard.remove(&node);
+        table.boots.remove(&node);
     }
 
     /// Ends the session of a node that leaves.
@@ -148,8 +193,14 @@ pub(super) async fn serve(inner: Arc<Inner>, connection: Connection, request: Se
         return connection.refuse(&inner, ControlDrop::SessionRefused, reason).await;
     }
     let boot = request.boot;
-    let beat = inner.published.with(heartbeat);
-    let Some((claim, ended)) = inner.sessions.claim(node, boot, beat) else {
+    if is_new_boot(&inner, node, boot) && !inner.sessions.may_begin_boot(node) {
+        let pause = NEW_BOOTS.refill.as_secs();
+        let reason = format!(
+            "node {node} began too many boots, one in {pause} s is admitted: find out why its daemon starts again and again"
+        );
+        return connection.refuse(&inner, ControlDrop::BootRateLimited, reason).await;
+    }
+    let Some((claim, signals)) = inner.sessions.claim(node, boot).await else {
         tracing::error!(
             %node, %boot, from = %connection.from,
             "ALARM: a second session of one node and boot: was the host cloned while it ran?"
@@ -178,7 +229,14 @@ pub(super) async fn serve(inner: Arc<Inner>, connection: Connection, request: Se
     };
     claim.hear(true);
     let session = Session { inner, node, boot, claim, speaker: Mutex::new(Speaker::new(node, boot)) };
-    session.run(connection, boot_index, ended).await;
+    session.run(connection, boot_index, signals).await;
+}
+
+/// Whether the log has to grow for this boot.
+fn is_new_boot(inner: &Inner, node: NodeId, boot: BootId) -> bool {
+    inner.published.with(|state| {
+        state.nodes.get(&node).is_some_and(|node| node.boot != Some(boot) && !node.former_boots.contains(&boot))
+    })
 }
 
 struct Session {
@@ -190,7 +248,7 @@ struct Session {
 }
 
 impl Session {
-    async fn run(&self, connection: Connection, boot_index: u64, ended: Receiver<End>) {
+    async fn run(&self, connection: Connection, boot_index: u64, signals: Signals) {
         let Connection { from, mut reader, mut writer, permit, .. } = connection;
         let opened = writer.write(&Answer::Opened { boot_index }).await;
         drop(permit);
@@ -201,8 +259,9 @@ impl Session {
             Ok(()) => {
                 let heard = async { self.listen(&mut reader, &writer).await.to_string() };
                 let told = async { self.tell(&writer).await.to_string() };
-                let ended = async { self.end(&writer, &ended).await };
-                heard.or(told).or(ended).await
+                let ended = async { self.end(&writer, &signals.end).await };
+                let probed = async { self.show_life(&writer, &signals.probe).await.to_string() };
+                heard.or(told).or(ended).or(probed).await
             }
         };
         tracing::info!(node = %self.node, boot = %self.boot, why, "session over");
@@ -220,6 +279,17 @@ impl Session {
             Ok(End::Replaced) => "a newer session took its place, or the node left".to_owned(),
             Err(_) => "the manager is stopping".to_owned(),
         }
+    }
+
+    /// Asks the agent for a word whenever somebody else claims to be it.
+    async fn show_life(&self, writer: &AsyncMutex<Writer>, probe: &Receiver<()>) -> StreamError {
+        while probe.recv().await.is_ok() {
+            if let Err(error) = writer.lock().await.write(&ToAgent::Probe).await {
+                return error;
+            }
+        }
+        // Another session has the place: `end` says so.
+        smol::future::pending().await
     }
 
     /// Takes what the agent says, until it says nothing for a window.

@@ -172,6 +172,9 @@ pub enum ToAgent {
     },
     /// The session ends; the node is no longer part of the swarm.
     Removed,
+    /// Somebody else opens a session of this node and boot: does this one live? Answered by [`FromAgent::Heartbeat`] at
+    /// once.
+    Probe,
 }
 
 /// What a node knows of the swarm.
