@@ -2,17 +2,19 @@
 //! stopped and counted.
 
 use crate::process::{self, Background, tied};
-use crate::swarm::Task;
+use crate::swarm::{SETTLE, Task};
+use crate::wait::{so, wait_until};
 use nix::sys::signal::Signal;
 use std::collections::BTreeSet;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Echo requests that may be unanswered when a ping is stopped: 300 ms of them, for a machine that is loaded.
-const IN_FLIGHT: u64 = 30;
+/// Answers that a ping has to get after it was decided to stop it: then what came before is answered or lost.
+const LAST_ANSWERS: u64 = 20;
 
 /// A command in the task's network namespace.
 pub fn in_network_of(task: &Task, program: &str) -> Command {
@@ -35,7 +37,8 @@ pub fn pings(from: &Task, to: IpAddr, count: u32) -> Result<(), String> {
 /// A ping that goes on until it is told to stop.
 pub struct Flow {
     ping: Background,
-    output: JoinHandle<String>,
+    answered: Arc<Mutex<BTreeSet<u64>>>,
+    reader: JoinHandle<()>,
     name: String,
 }
 
@@ -47,27 +50,33 @@ impl Flow {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut ping = Background::start(command);
         // Read all the time: a ping that waits for its reader measures nothing.
-        let mut stdout = ping.child().stdout.take().expect("piped");
-        let output = std::thread::spawn(move || {
-            let mut text = String::new();
-            let _ = stdout.read_to_string(&mut text);
-            text
+        let stdout = ping.child().stdout.take().expect("piped");
+        let answered = Arc::new(Mutex::new(BTreeSet::new()));
+        let noted = answered.clone();
+        let reader = std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                noted.lock().expect("no panic here").extend(answered_sequence(&line));
+            }
         });
-        Flow { ping, output, name: format!("{} -> {}", from.address(), to.address()) }
+        Flow { ping, answered, reader, name: format!("{} -> {}", from.address(), to.address()) }
     }
 
-    /// Stops it: how many were sent and how many of them lost. What was on its way at the end counts as neither, unless
-    /// it is more than `IN_FLIGHT`.
+    /// Stops it once it has been seen to go on: how many requests up to the last answered one, and how many of them were
+    /// lost. What was on its way at the end counts as neither.
+    #[track_caller]
     pub fn stop(mut self) -> (u64, u64) {
+        let last = |flow: &Flow| flow.answered.lock().expect("no panic here").last().copied().unwrap_or(0);
+        let before = last(&self);
+        wait_until(&format!("{}: answers at the end", self.name), SETTLE, || {
+            let now = last(&self);
+            so(now >= before + LAST_ANSWERS, || format!("the last to request {now}"))
+        });
         self.ping.signal(Signal::SIGINT);
         self.ping.end(Duration::from_secs(10));
-        let text = self.output.join().unwrap_or_default();
-        let (sent, _) = count_lost(&text).unwrap_or_else(|| panic!("{}: no summary of ping: {text}", self.name));
-        let answered: BTreeSet<u64> = text.lines().filter_map(answered_sequence).collect();
+        self.reader.join().expect("the reader of ping");
+        let answered = self.answered.lock().expect("no panic here");
         let last = answered.last().copied().unwrap_or(0);
-        let gaps = last - answered.len() as u64;
-        let tail = sent.saturating_sub(last);
-        (last, if tail > IN_FLIGHT { gaps + tail } else { gaps })
+        (last, last - answered.len() as u64)
     }
 }
 
@@ -96,11 +105,11 @@ impl IperfServer {
         let mut command = in_network_of(task, "iperf3");
         command.args(["--server", "--forceflush"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut server = Background::start(command);
-        let mut stdout = std::io::BufReader::new(server.child().stdout.take().expect("piped"));
+        let mut stdout = BufReader::new(server.child().stdout.take().expect("piped"));
         let mut line = String::new();
         while !line.contains("Server listening") {
             line.clear();
-            let read = std::io::BufRead::read_line(&mut stdout, &mut line).unwrap_or(0);
+            let read = stdout.read_line(&mut line).unwrap_or(0);
             assert!(read > 0, "iperf3 --server ended");
         }
         std::thread::spawn(move || std::io::copy(&mut stdout, &mut std::io::sink()));

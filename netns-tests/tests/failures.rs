@@ -8,6 +8,7 @@ use netns_tests::wait::so;
 use netns_tests::{Host, Swarm, Task, Topology, api, formic, process, wait_until};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 /// Processes of the binary under test that were started below this host's directory.
@@ -98,10 +99,12 @@ fn a_killed_manager_keeps_all_that_it_confirmed() {
     let mut confirmed: BTreeSet<String> = BTreeSet::new();
     for round in 0..5 {
         let socket = swarm.manager().socket();
-        let commands = std::thread::spawn(move || create_networks_until_it_fails(&socket, round));
-        std::thread::sleep(Duration::from_millis(20 + dice.roll() % 300));
+        let (answered, answers) = std::sync::mpsc::channel();
+        std::thread::spawn(move || create_networks_until_it_fails(&socket, round, &answered));
+        confirmed.insert(answers.recv_timeout(SETTLE).expect("a network"));
+        std::thread::sleep(Duration::from_millis(dice.roll() % 300));
         swarm.manager().kill_daemon();
-        confirmed.extend(commands.join().expect("the commands' thread"));
+        confirmed.extend(answers);
         swarm.manager().start_daemon(&[]);
         swarm.wait_ready(2);
         let kept: BTreeSet<String> = netns_tests::swarm::list(swarm.manager().get("/networks"))
@@ -111,23 +114,20 @@ fn a_killed_manager_keeps_all_that_it_confirmed() {
         let lost: Vec<&String> = confirmed.difference(&kept).collect();
         assert!(lost.is_empty(), "seed {seed:#x}, round {round}: confirmed and lost: {lost:?}");
     }
-    assert!(!confirmed.is_empty(), "nothing was confirmed between the kills");
     swarm.create_network("net", &["--opt", "encrypted"]);
     let tasks = swarm.create_service("web", &["net"], 2);
     swarm.wait_all_ping(&tasks, 1);
 }
 
-/// Ids of the networks whose creation was answered with 201.
-fn create_networks_until_it_fails(socket: &std::path::Path, round: u32) -> Vec<String> {
-    let mut ids = Vec::new();
+/// Tells the ids of the networks whose creation was answered with 201.
+fn create_networks_until_it_fails(socket: &std::path::Path, round: u32, answered: &Sender<String>) {
     for number in 0.. {
         let body = json!({"Name": format!("net-{round}-{number}"), "Driver": "overlay", "Options": {"encrypted": ""}});
         match api::request(socket, "POST", "/networks/create", Some(&body)) {
-            Ok((201, answer)) => ids.push(netns_tests::swarm::text(&answer["Id"])),
+            Ok((201, answer)) => answered.send(text(&answer["Id"])).expect("the test listens"),
             _ => break,
         }
     }
-    ids
 }
 
 #[test]
@@ -168,11 +168,11 @@ fn peer(swarm: &Swarm, host: usize, node: &str) -> Option<Value> {
 /// One TCP connection that carries a line.
 fn tcp_echo(from: &Task, to: &Task) -> String {
     let mut server = in_network_of(to, "busybox");
-    server.args(["nc", "-l", "-p", "7000", "-w", "10", "-e", "echo", "hello over the overlay"]);
+    server.args(["nc", "-l", "-p", "7000", "-w", "60", "-e", "echo", "hello over the overlay"]);
     let _server = process::Background::start(server);
-    wait_until("a connection", Duration::from_secs(10), || {
+    wait_until("a connection", SETTLE, || {
         let mut client = in_network_of(from, "busybox");
-        client.args(["nc", "-w", "3", &to.address().to_string(), "7000"]);
+        client.args(["nc", "-w", "20", &to.address().to_string(), "7000"]);
         let finished = process::run(client);
         so(!finished.stdout.is_empty(), || finished.describe()).map(|()| finished.stdout.trim().to_owned())
     })
@@ -194,7 +194,8 @@ fn a_silent_node_is_down_after_three_heartbeats_and_can_be_removed() {
     swarm.net.connect(2, false);
     swarm.wait_node(2, "down");
     let secs = start.elapsed().as_secs_f64();
-    assert!((2.0..12.0).contains(&secs), "down after {secs:.1} s, with a heartbeat of 1 s");
+    // Three heartbeats after its last word, which may be one heartbeat older than the cut, and then some on a busy machine.
+    assert!((1.5..25.0).contains(&secs), "down after {secs:.1} s, with a heartbeat of 1 s");
     wait_until("gossip sees it too", SETTLE, || {
         let seen = peer(&swarm, 1, &id);
         so(seen.as_ref().is_none_or(|peer| peer["gossip"] == "dead"), || format!("{seen:?}"))
@@ -213,14 +214,18 @@ fn a_silent_node_is_down_after_three_heartbeats_and_can_be_removed() {
         let status = swarm.host(2).try_get("/formic/status")?;
         so(status["swarm"]["state"] == "inactive", || status["swarm"].to_string())
     });
-    let orphans: Vec<&Task> = tasks.iter().filter(|task| task.host == 2 && is_alive(task.pid)).collect();
-    assert!(orphans.is_empty(), "tasks of the removed node go on: {orphans:?}");
+    wait_until("the tasks of the removed node end", SETTLE, || {
+        let orphans: Vec<&Task> = tasks.iter().filter(|task| task.host == 2 && is_alive(task.pid)).collect();
+        so(orphans.is_empty(), || format!("{orphans:?}"))
+    });
     for task in &moved {
-        let status = swarm.host(task.host).status();
-        // Counters of the epoch that is being left may still be held, so that they never start again.
-        let used = |sa: &&Value| sa["peer"] == id.as_str() && sa["active"] == true;
-        let with_gone = status["sas"].as_array().map_or(0, |sas| sas.iter().filter(used).count());
-        assert_eq!(with_gone, 0, "SAs with a removed node: {}", status["sas"]);
+        wait_until("no SA with the removed node", SETTLE, || {
+            let status = swarm.host(task.host).try_get("/formic/status")?;
+            // Counters of the epoch that is being left may still be held, so that they never start again.
+            let used = |sa: &&Value| sa["peer"] == id.as_str() && sa["active"] == true;
+            let with_gone = status["sas"].as_array().map_or(0, |sas| sas.iter().filter(used).count());
+            so(with_gone == 0, || status["sas"].to_string())
+        });
     }
 }
 
@@ -239,7 +244,9 @@ fn an_address_is_not_reused_before_its_task_is_confirmed_gone() {
         let tasks = swarm.tasks("web");
         let wanted = tasks.iter().filter(|task| task.desired == "running" && task.host != 1);
         let (running, waiting): (Vec<&Task>, Vec<&Task>) = wanted.partition(|task| task.is_running());
-        so(running.len() == 3 && waiting.len() == 1, || format!("{tasks:#?}")).map(|()| waiting[0].clone())
+        // It waits with its reason: until the scheduler has looked at it, it has none.
+        let said = waiting.iter().all(|task| !task.error.is_empty());
+        so(running.len() == 3 && waiting.len() == 1 && said, || format!("{tasks:#?}")).map(|()| waiting[0].clone())
     });
     assert!(pending.error.contains("address"), "the reason: {pending:?}");
     let held: BTreeSet<_> = away.iter().map(Task::address).collect();

@@ -2,9 +2,9 @@
 
 use netns_tests::attack::Forger;
 use netns_tests::capture::{self, Capture};
+use netns_tests::swarm::SETTLE;
 use netns_tests::wait::so;
 use netns_tests::{Packet, Topology, process, wait_until};
-use std::time::Duration;
 
 #[test]
 fn hosts_reach_each_other_and_a_capture_sees_it() {
@@ -16,9 +16,7 @@ fn hosts_reach_each_other_and_a_capture_sees_it() {
     let echoes = |packets: &[Packet]| {
         packets.iter().filter(|packet| packet.protocol == 1 && packet.source.0 == net.host(0).address()).count()
     };
-    wait_until("three echo requests", Duration::from_secs(5), || {
-        so(echoes(&capture::read(&file)) == 3, || "not all captured".into())
-    });
+    wait_until("three echo requests", SETTLE, || so(echoes(&capture::read(&file)) == 3, || "not all captured".into()));
     running.stop();
     assert!(capture::contains(&file, b"MARKMARK"));
     assert!(!capture::contains(&file, b"NOT THERE"));
@@ -31,9 +29,7 @@ fn a_forged_datagram_arrives_with_its_source() {
     let capture = Capture::start(net.host(0).command("tcpdump"), "eth0", net.directory().join("forged.pcap"));
     Forger::new().send(("10.77.0.99".parse().unwrap(), 4500), (net.host(0).address(), 4500), b"nobody asked for this");
     let path = net.directory().join("forged.pcap");
-    wait_until("the datagram", Duration::from_secs(5), || {
-        so(capture::contains(&path, b"nobody asked"), || "not captured".into())
-    });
+    wait_until("the datagram", SETTLE, || so(capture::contains(&path, b"nobody asked"), || "not captured".into()));
     let packets = capture::read(&capture.stop());
     let forged = packets.iter().find(|packet| packet.is_udp(4500)).expect("it");
     assert_eq!(forged.source, ("10.77.0.99".parse().unwrap(), 4500));
@@ -47,7 +43,7 @@ fn a_cut_cable_cuts() {
     net.connect(1, false);
     assert_ne!(net.host(0).run(&["ping", "-c", "1", "-W", "1", &target]).code, 0);
     net.connect(1, true);
-    wait_until("the cable", Duration::from_secs(5), || {
+    wait_until("the cable", SETTLE, || {
         let finished = net.host(0).run(&["ping", "-c", "1", "-W", "1", &target]);
         so(finished.code == 0, || finished.describe())
     });

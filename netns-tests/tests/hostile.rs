@@ -92,7 +92,7 @@ fn attack(dice: &mut Dice, victim: &Host, real: &[Packet], from: (Ipv4Addr, u16)
             forger.send(source, (victim.address(), from.1), &payload);
         }
         sent += BURST;
-        wait_until(&format!("seed {SEED:#x}, port {}: {sent} drops", from.1), Duration::from_secs(10), || {
+        wait_until(&format!("seed {SEED:#x}, port {}: {sent} drops", from.1), SETTLE, || {
             let dropped = victim.drops(&ours) - before;
             so(dropped >= sent as u64, || format!("{dropped}: {}", victim.status()["drops"]))
         });
@@ -154,11 +154,13 @@ fn nothing_reaches_the_only_task_of_a_network() {
             }
             forger.send_as_outsider((host.address(), 4789), &inner);
         }
-        wait_until("all dropped", Duration::from_secs(10), || {
+        wait_until("all dropped", SETTLE, || {
             let dropped = host.drops(|reason| !reason.contains('.')) - before;
             so(dropped >= sent, || format!("{dropped} of {sent}: {}", host.status()["drops"]))
         });
-        let packets = capture::read(&capture.stop());
+        let mut packets = capture::read(&capture.stop());
+        // The task's own kernel may speak IGMP or IPv6 on its device; all that was forged is an echo request.
+        packets.retain(|packet| packet.protocol == 1 || packet.destination.0 == task.address());
         assert!(packets.is_empty(), "reached the task: {packets:?}");
     }
 }

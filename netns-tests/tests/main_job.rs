@@ -2,13 +2,12 @@
 
 use netns_tests::attack::Forger;
 use netns_tests::capture::{self, Capture};
-use netns_tests::swarm::{IDLE, list, text};
+use netns_tests::swarm::{IDLE, SETTLE, list, text};
 use netns_tests::topology::OUTSIDER;
 use netns_tests::traffic::{IperfServer, Stream, in_network_of, pings};
 use netns_tests::wait::so;
 use netns_tests::{Packet, Swarm, Task, Topology, process, wait_until};
 use std::path::Path;
-use std::time::Duration;
 
 const NETWORK: &str = "my-multi-host-network";
 
@@ -86,7 +85,7 @@ fn three_hosts_one_encrypted_network() {
     }
     ping_marker(&tasks[0], &tasks[1], 5);
     let server = IperfServer::start(&tasks[2]);
-    let sent = Stream::start(&tasks[0], &tasks[2], 2).finish(Duration::from_secs(20));
+    let sent = Stream::start(&tasks[0], &tasks[2], 2).finish(SETTLE);
     assert!(sent > 1_000_000, "only {sent} bytes in 2 s");
     drop(server);
     let inside = inside.stop();
@@ -156,7 +155,7 @@ fn tasks_of_one_host_and_of_several_networks() {
             assert!(found, "{device} with {address}: {devices}");
         }
         for to in reds.iter().chain(&blues) {
-            wait_until("a task on both networks", Duration::from_secs(20), || pings(task, to.address(), 2));
+            wait_until("a task on both networks", SETTLE, || pings(task, to.address(), 2));
         }
     }
     for (from, to) in reds.iter().zip(&blues) {
@@ -184,7 +183,7 @@ fn a_plain_network_is_readable_but_not_forgeable() {
             && packet.payload.windows(16).any(|window| window == MARKER)
     };
     // AES-GMAC authenticates and does not hide: the marker is there for everyone to read.
-    wait_until("five marked datagrams", Duration::from_secs(10), || {
+    wait_until("five marked datagrams", SETTLE, || {
         let count = capture::read(&path).iter().filter(carries_marker).count();
         so(count == 5, || format!("{count}"))
     });
@@ -205,7 +204,7 @@ fn a_plain_network_is_readable_but_not_forgeable() {
         renumbered[14] ^= 0x40;
         forger.send(packet.source, packet.destination, &renumbered);
     }
-    wait_until("15 drops", Duration::from_secs(5), || {
+    wait_until("15 drops", SETTLE, || {
         let count = receiver.drops(|_| true) - before;
         so(count >= 15, || format!("{count}: {}", receiver.status()["drops"]))
     });
@@ -230,7 +229,7 @@ fn the_mtu_follows_the_underlay_and_nothing_is_fragmented() {
     swarm.wait_all_ping(&tasks, 1);
     let capture = Capture::underlay(&swarm.net, "mtu.pcap");
     let server = IperfServer::start(&tasks[1]);
-    let sent = Stream::start(&tasks[0], &tasks[1], 1).finish(Duration::from_secs(20));
+    let sent = Stream::start(&tasks[0], &tasks[1], 1).finish(SETTLE);
     drop(server);
     assert!(sent > 1_000_000, "only {sent} bytes");
     assert_only_formic(&capture::read(&capture.stop()));
