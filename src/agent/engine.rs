@@ -12,7 +12,8 @@ use crate::dataplane::{DataCommand, DataEvent, Dataplane};
 use crate::helper::HelperClient;
 use crate::sys::clock::Clock;
 use crate::sys::tun::TunDevice;
-use crate::types::{BootId, EndpointKey, Fork, NetworkId, NodeId, TaskId, Time};
+use crate::sys::uevent::Uevents;
+use crate::types::{BootId, EndpointKey, Fork, NetworkId, NodeId, TaskId, Time, UnixTime};
 use crate::wire::control::{FromAgent, ToAgent};
 use arc_swap::ArcSwap;
 use smol::channel::{Receiver, Sender};
@@ -108,6 +109,8 @@ pub(super) struct Engine {
     pub(super) settled: bool,
     pub(super) stopping: bool,
     pub(super) removed: bool,
+    /// Tells when the virtual machine was restored from a snapshot; `None` where the kernel has no such messages.
+    pub(super) uevents: Option<smol::Async<Uevents>>,
     /// When the wall clock was last compared, and its offset in milliseconds.
     pub(super) clock_check: (Time, i64),
 }
@@ -137,6 +140,7 @@ enum Input {
     Outcome(Outcome),
     Data(DataEvent),
     Gossip,
+    Uevent,
     Timer,
     Lost(&'static str),
 }
@@ -153,7 +157,9 @@ impl Engine {
                 return if self.removed { End::Removed } else { End::Stopped };
             }
             if let Some(reason) = self.core.new_boot.take() {
-                return End::NewBoot { reason, fork: self.core.forked };
+                let fork = self.core.forked;
+                self.abandon(&inputs.outcomes).await;
+                return End::NewBoot { reason, fork };
             }
             match self.next_input(&inputs).await {
                 Input::Session(SessionEvent::Message(ToAgent::Removed)) => {
@@ -171,6 +177,7 @@ impl Engine {
                     }
                 }
                 Input::Gossip => self.receive_gossip(&mut buffer),
+                Input::Uevent => self.read_uevents(),
                 Input::Timer => {
                     let now = self.clock.now();
                     self.core.handle_timeout(now);
@@ -179,6 +186,13 @@ impl Engine {
                 Input::Lost(what) => return End::Broken(format!("lost {what}")),
             }
         }
+    }
+
+    /// Ends the data plane, so that nothing is sent any more, and waits for the namespaces that are being made.
+    async fn abandon(self, outcomes: &Receiver<Outcome>) {
+        let Engine { dataplane, mut tasks, clock, .. } = self;
+        drop(dataplane);
+        end_creations(&mut tasks, outcomes, clock.unix()).await;
     }
 
     /// The next input; control comes before packets, so that a flood of gossip delays no key.
@@ -208,7 +222,12 @@ impl Engine {
             smol::Timer::after(at - self.clock.now()).await;
             Input::Timer
         };
-        control.or(local).or(timer).or(packets).await
+        let uevents = async {
+            let Some(uevents) = &self.uevents else { return smol::future::pending().await };
+            let _ = uevents.readable().await;
+            Input::Uevent
+        };
+        control.or(uevents).or(local).or(timer).or(packets).await
     }
 
     fn handle_session(&mut self, event: SessionEvent) {
@@ -259,6 +278,19 @@ impl Engine {
         if offset.abs_diff(current) > CLOCK_STEP_MS {
             let text = "the wall clock stepped by {} ms: if this host was restored from a snapshot, its keys must not be used again";
             self.core.new_boot = Some(text.replace("{}", &(current - offset).to_string()));
+        }
+    }
+
+    /// Counters that were restored with the machine's memory must not be used again.
+    fn read_uevents(&mut self) {
+        let Some(uevents) = &self.uevents else { return };
+        match uevents.get_ref().take_generation_change() {
+            Ok(true) => self.core.new_boot = Some("this virtual machine was restored from a snapshot or copied".into()),
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(%error, "the kernel's messages cannot be read: a restored virtual machine is not noticed");
+                self.uevents = None;
+            }
         }
     }
 
@@ -360,5 +392,37 @@ impl Engine {
             managers: self.core.swarm.as_ref().map(|swarm| swarm.managers.clone()).unwrap_or_default(),
             tasks: tasks.collect(),
         }));
+    }
+}
+
+/// Waits until no namespace is being made: one that came after all tasks were removed would stay.
+async fn end_creations(tasks: &mut TaskTable, outcomes: &Receiver<Outcome>, now: UnixTime) {
+    while tasks.is_creating() {
+        match outcomes.recv().await {
+            Ok(Outcome::Created(id, made)) => tasks.created(id, made.map(drop), now),
+            Ok(_) => {}
+            Err(_) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::TaskState;
+
+    #[test]
+    fn a_new_boot_waits_for_the_namespace_that_is_being_made() {
+        let task = crate::agent::tasks::tests::assignment(TaskState::Running);
+        let mut tasks = TaskTable::default();
+        tasks.want(&BTreeMap::from([(task.id, task.clone())]), UnixTime(1));
+        let (sender, outcomes) = smol::channel::bounded(2);
+        let mut ending = Box::pin(end_creations(&mut tasks, &outcomes, UnixTime(1)));
+        sender.try_send(Outcome::Started(task.id, Ok(1))).ok().unwrap();
+        assert!(smol::block_on(smol::future::poll_once(&mut ending)).is_none(), "it did not wait");
+        sender.try_send(Outcome::Created(task.id, Ok(Vec::new()))).ok().unwrap();
+        assert!(smol::block_on(smol::future::poll_once(&mut ending)).is_some());
+        drop(ending);
+        assert_eq!(tasks.iter().count(), 1, "it is still to be removed");
     }
 }

@@ -15,6 +15,7 @@ use crate::keys::KeysConfig;
 use crate::manager::Manager;
 use crate::sys;
 use crate::sys::clock::Clock;
+use crate::sys::uevent::Uevents;
 use crate::tls::Identity;
 use crate::types::BootId;
 use arc_swap::ArcSwap;
@@ -97,6 +98,7 @@ impl Runtime {
             settled: false,
             stopping: false,
             removed: false,
+            uevents: open_uevents(),
             clock_check: (clock.now(), clock.wall_offset_ms()),
         };
         let inputs = Inputs { session, requests: request_receiver, exits: exit_receiver, outcomes: outcome_receiver };
@@ -154,6 +156,12 @@ fn start_session(
         collector: Collector::default(),
     };
     (link, event_receiver)
+}
+
+/// Not every kernel has them, and only virtual machines need them.
+fn open_uevents() -> Option<smol::Async<Uevents>> {
+    let opened = Uevents::open().and_then(smol::Async::new);
+    opened.map_err(|error| tracing::debug!(%error, "no messages of the kernel about devices")).ok()
 }
 
 fn bind_gossip(address: SocketAddr) -> Result<smol::Async<UdpSocket>, NodeError> {

@@ -158,6 +158,11 @@ impl TaskTable {
         self.entries.values().all(|entry| entry.phase == Phase::Gone)
     }
 
+    /// Whether the outcome of a creation is still to come.
+    pub(crate) fn is_creating(&self) -> bool {
+        self.entries.values().any(|entry| entry.phase == Phase::Creating)
+    }
+
     /// The next step.
     pub(crate) fn poll_step(&mut self) -> Option<Step> {
         self.steps.pop_front()
@@ -217,11 +222,11 @@ impl TaskTable {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::types::{ContainerSpec, NodeId, ServiceId};
 
-    fn assignment(desired: TaskState) -> TaskAssignment {
+    pub(crate) fn assignment(desired: TaskState) -> TaskAssignment {
         let container = ContainerSpec {
             image: "host:latest".into(),
             command: vec![],

@@ -18,6 +18,7 @@ pub mod random;
 pub mod seqpacket;
 pub mod tun;
 pub mod udp;
+pub mod uevent;
 
 use std::io;
 
