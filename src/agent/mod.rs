@@ -5,7 +5,7 @@
 //! - `runtime`: what runs while the host is a node.
 //! - `session`: carries messages from and to a manager.
 //! - `engine`, `effects`, `status`: one loop around the pure machines of this node.
-//! - `renewal`: keeps the node's certificate young.
+//! - `renewal`: keeps the node's certificate young. `resources`: what the host has.
 //! - `core`, `tasks`, `push`: pure: keys, gossip, records and tables; the tasks' lives; the parts of a push.
 
 mod address;
@@ -18,6 +18,7 @@ mod model;
 mod node;
 pub(crate) mod push;
 mod renewal;
+mod resources;
 mod runtime;
 mod session;
 mod spawn;
@@ -29,3 +30,4 @@ pub use model::{
     SwarmInfo, SwarmState,
 };
 pub use node::{Node, NodeSettings};
+pub use resources::own_resources;

@@ -47,8 +47,9 @@ impl State {
                     at,
                 )
             }
-            Command::OpenSession { node, boot, hostname, software, addresses } => {
-                self.open_session(Session { node: *node, boot: *boot, hostname, software, addresses }, at)
+            Command::OpenSession { node, boot, hostname, software, addresses, resources } => {
+                let (node, boot, resources) = (*node, *boot, *resources);
+                self.open_session(Session { node, boot, hostname, software, addresses, resources }, at)
             }
             Command::SetNodeState { node, state, message } => self.set_node_state(*node, *state, message, at),
             Command::UpdateNode { node, version, availability, labels } => {

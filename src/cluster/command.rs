@@ -2,8 +2,8 @@
 
 use super::state::{CertificateAuthority, NodeState};
 use crate::types::{
-    Availability, BootId, ClusterId, ClusterSpec, Epoch, Fork, Key32, NetworkId, NetworkSpec, NodeAddresses, NodeId,
-    PublicKey, Role, ServiceId, ServiceSpec, TaskId, TaskStatus, UnixTime, carried_key,
+    Availability, BootId, ClusterId, ClusterSpec, Epoch, Fork, HostResources, Key32, NetworkId, NetworkSpec,
+    NodeAddresses, NodeId, PublicKey, Role, ServiceId, ServiceSpec, TaskId, TaskStatus, UnixTime, carried_key,
 };
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -82,6 +82,8 @@ pub enum Command {
         software: String,
         /// Where it is reached.
         addresses: NodeAddresses,
+        /// What its host has.
+        resources: HostResources,
     },
     /// The dispatcher's view of a node changed.
     SetNodeState {

@@ -163,7 +163,7 @@ impl State {
         self.ring.epochs.push(fresh);
         self.ring.request = Some(RotationRequest { at, deadline_secs: ring::REMOVAL_DEADLINE_SECS });
         self.bump_ring();
-        self.forget_publics();
+        self.forget_epochs();
         erased
     }
 
@@ -180,14 +180,15 @@ impl State {
     }
 
     fn erased(&mut self, erased: bool) -> Outcome {
-        self.forget_publics();
+        self.forget_epochs();
         Ok((Reply::Done, if erased { vec![Effect::Compact] } else { Vec::new() }))
     }
 
-    /// Drops the publics of epochs that are no longer in the ring from the nodes' records.
-    fn forget_publics(&mut self) {
+    /// Drops what belongs to epochs that are no longer in the ring: publics in the nodes' records, freed endpoints.
+    fn forget_epochs(&mut self) {
         let index = self.index;
         let kept: BTreeSet<Epoch> = self.ring.epochs.iter().map(|epoch| epoch.epoch).collect();
+        self.freed.retain(|_, freed| kept.contains(&freed.epoch));
         for node in self.nodes.values_mut() {
             let before = node.publics.len();
             node.publics.retain(|epoch, _| kept.contains(epoch));

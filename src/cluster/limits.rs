@@ -22,6 +22,9 @@ pub const REPLICAS: u64 = 10_000;
 pub const TASKS: u64 = 100_000;
 /// Ended tasks of one slot that are kept for people to look at, as Docker's history limit.
 pub const TASK_HISTORY: usize = 5;
+/// Endpoints that are remembered as gone: the tasks of a large service and their replacements. Beyond it the oldest is
+/// forgotten; its record is void at the next rotations, and its address goes to a newer owner.
+pub const FREED_ENDPOINTS: usize = 4096;
 /// Statuses in one report of a node: four pages of the control protocol.
 pub const REPORT_STATUSES: usize = 1024;
 /// Bytes of a network's or a service's name: one DNS label.

@@ -41,7 +41,7 @@ mod view;
 pub use apply::StateError;
 pub use command::{Command, Effect, Entry, NewTokens, Refusal, Reply};
 pub use state::{
-    CertificateAuthority, Cluster, EpochState, GoneNode, Network, Node, NodeState, Ring, RotationRequest, Service,
-    State, Task,
+    CertificateAuthority, Cluster, EpochState, Freed, GoneNode, Network, Node, NodeState, Ring, RotationRequest,
+    Service, State, Task,
 };
 pub use view::Needs;

@@ -47,6 +47,7 @@ impl State {
         }
         // A service on its way out that has tasks without an address creates none any more: nothing is left.
         self.networks.remove(&id);
+        self.freed.retain(|(_, endpoint), _| endpoint.network != id);
         done()
     }
 }

@@ -3,7 +3,7 @@
 use super::apply::{Outcome, done};
 use super::limits::{FORMER_BOOTS, GONE_NODES, NODES, check_hostname, check_labels, check_room, for_people, not_found};
 use super::{Effect, GoneNode, Node, NodeState, Refusal, Reply, State};
-use crate::types::{Availability, BootId, Generation, Key32, NodeAddresses, NodeId, Role, UnixTime};
+use crate::types::{Availability, BootId, Generation, HostResources, Key32, NodeAddresses, NodeId, Role, UnixTime};
 use std::collections::BTreeMap;
 
 /// Seconds of clock skew allowed between hosts: a certificate counts that much longer than it says.
@@ -27,6 +27,7 @@ pub(super) struct Session<'a> {
     pub(super) hostname: &'a str,
     pub(super) software: &'a str,
     pub(super) addresses: &'a NodeAddresses,
+    pub(super) resources: HostResources,
 }
 
 impl State {
@@ -46,6 +47,7 @@ impl State {
             availability,
             labels: BTreeMap::new(),
             addresses: *addresses,
+            resources: HostResources::default(),
             state: NodeState::Unknown,
             message: "has not opened a session yet".to_owned(),
             boot: None,
@@ -64,7 +66,7 @@ impl State {
 
     /// The same boot may open again (its session broke); another one is newer, and the boots before it are over.
     pub(super) fn open_session(&mut self, session: Session<'_>, at: UnixTime) -> Outcome {
-        let Session { node: id, boot, hostname, software, addresses } = session;
+        let Session { node: id, boot, hostname, software, addresses, resources } = session;
         check_hostname("hostname", hostname)?;
         check_hostname("version", software)?;
         let index = self.index;
@@ -80,7 +82,7 @@ impl State {
         if restarted || node.addresses != *addresses {
             node.record_index = index;
         }
-        node.addresses = *addresses;
+        (node.addresses, node.resources) = (*addresses, resources);
         node.hostname = hostname.to_owned();
         node.software = software.to_owned();
         node.state = NodeState::Ready;

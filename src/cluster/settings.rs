@@ -51,6 +51,7 @@ impl State {
             networks: BTreeMap::new(),
             services: BTreeMap::new(),
             tasks: BTreeMap::new(),
+            freed: BTreeMap::new(),
             ring: first_ring(current, next, Generation { fork: *fork, index: FIRST_INDEX }, entry.at),
         })
     }

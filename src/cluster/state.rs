@@ -1,9 +1,9 @@
 //! What the managers know.
 
 use crate::types::{
-    Attachment, Availability, BootId, ClusterId, ClusterSpec, ContainerSpec, Epoch, EpochPhase, Fork, Generation,
-    Key32, NetworkId, NetworkSpec, NodeAddresses, NodeId, PublicKey, Role, ServiceId, ServiceSpec, TaskId, TaskState,
-    TaskStatus, UnixTime, carried_key,
+    Attachment, Availability, BootId, ClusterId, ClusterSpec, ContainerSpec, EndpointKey, Epoch, EpochPhase, Fork,
+    Generation, HostResources, Key32, NetworkId, NetworkSpec, NodeAddresses, NodeId, PublicKey, Role, ServiceId,
+    ServiceSpec, TaskId, TaskState, TaskStatus, UnixTime, carried_key,
 };
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -31,8 +31,22 @@ pub struct State {
     /// Tasks. A task leaves this table, and its addresses become free, only when its node has confirmed that it is
     /// gone or the node itself was removed.
     pub tasks: BTreeMap<TaskId, Task>,
+    /// Freed addresses, oldest allocation first, while the epoch lives in which they were freed: whoever still has the
+    /// record of such an endpoint is told that it is gone. At most [`super::limits::FREED_ENDPOINTS`].
+    pub freed: BTreeMap<(Generation, EndpointKey), Freed>,
     /// The key ring.
     pub ring: Ring,
+}
+
+/// An endpoint that is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Freed {
+    /// The node that had it.
+    pub node: NodeId,
+    /// Its address.
+    pub address: IpAddr,
+    /// The current epoch when it was freed. Records of the endpoint are void when this one is retired.
+    pub epoch: Epoch,
 }
 
 /// The swarm.
@@ -98,6 +112,8 @@ pub struct Node {
     pub labels: BTreeMap<String, String>,
     /// Where it is reached.
     pub addresses: NodeAddresses,
+    /// What its host has, by its own word.
+    pub resources: HostResources,
     /// How the managers see it.
     pub state: NodeState,
     /// Why, for people.

@@ -5,10 +5,11 @@
 //! are free; what is left is history, or nothing when it was to be removed.
 
 use super::apply::{Outcome, done};
-use super::limits::{REPORT_STATUSES, for_people, not_found};
-use super::{Network, NodeState, Refusal, Service, State, Task};
+use super::limits::{FREED_ENDPOINTS, REPORT_STATUSES, for_people, not_found};
+use super::{Freed, Network, NodeState, Refusal, Service, State, Task};
 use crate::types::{
-    Attachment, Availability, BootId, Generation, NodeId, ServiceId, TaskId, TaskState, TaskStatus, UnixTime,
+    Attachment, Availability, BootId, EndpointKey, EpochPhase, Generation, NodeId, ServiceId, TaskId, TaskState,
+    TaskStatus, UnixTime,
 };
 use ipnet::IpNet;
 use std::net::IpAddr;
@@ -200,10 +201,18 @@ impl State {
 
     fn free_addresses(&mut self, id: TaskId) {
         let Some(task) = self.tasks.get_mut(&id) else { return };
-        for attachment in task.attachments.drain(..) {
-            if let Some(network) = self.networks.get_mut(&attachment.network) {
-                network.addresses.remove(&attachment.address.addr());
+        let (node, epoch) = (task.node, self.ring.phase(EpochPhase::Current).map(|current| current.epoch));
+        for Attachment { network, address, generation, .. } in task.attachments.drain(..) {
+            if let Some(network) = self.networks.get_mut(&network) {
+                network.addresses.remove(&address.addr());
             }
+            if let (Some(node), Some(epoch)) = (node, epoch) {
+                let freed = Freed { node, address: address.addr(), epoch };
+                self.freed.insert((generation, EndpointKey { network, task: id }), freed);
+            }
+        }
+        while self.freed.len() > FREED_ENDPOINTS {
+            self.freed.pop_first();
         }
     }
 

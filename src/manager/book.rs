@@ -6,7 +6,8 @@
 //!
 //! The ring record is made anew with every other: its generation is the head, above which nothing was attested.
 //!
-//! The tombstone of a task that left the state is kept until the epoch it was attested in is retired.
+//! So do the tombstones: a task that ended has one, and one that left the state as long as the epoch lives in which its
+//! address was freed. A tombstone that the state does not know any more is kept until its own epoch is retired.
 
 use crate::cluster::{State, Task};
 use crate::crypto::{self, SigningKey};
@@ -17,6 +18,7 @@ use crate::wire::record::{
     RingRecord, SignedRecord, VERSION_MAX,
 };
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 /// From this state on the endpoints of a task are announced.
 const ANNOUNCED_FROM: TaskState = TaskState::Starting;
@@ -112,8 +114,8 @@ impl RecordBook {
             }
             match &kept.content {
                 Wanted::Endpoint(endpoint) if endpoint.alive => {
-                    let dead = Endpoint { alive: false, ..endpoint.clone() };
-                    wanted.insert(*key, (tombstone_generation(endpoint.generation), Wanted::Endpoint(dead)));
+                    let address = endpoint.body.address;
+                    want_tombstone(wanted, endpoint.key, endpoint.node, endpoint.generation, address);
                 }
                 Wanted::Endpoint(_) if state.ring.epochs.iter().any(|held| held.epoch == kept.version.epoch) => {}
                 Wanted::Ring(_) => {}
@@ -231,14 +233,35 @@ fn collect_endpoints(state: &State, wanted: &mut BTreeMap<RecordKey, (Generation
             continue;
         }
         for attachment in &task.attachments {
-            let endpoint = endpoint(state, task, attachment, node, !over);
-            let generation = if over { tombstone_generation(attachment.generation) } else { attachment.generation };
-            wanted.insert(RecordKey::Endpoint(endpoint.key), (generation, Wanted::Endpoint(endpoint)));
+            if over {
+                let key = EndpointKey { network: attachment.network, task: task.id };
+                want_tombstone(wanted, key, node, attachment.generation, attachment.address.addr());
+            } else {
+                let endpoint = endpoint(state, task, attachment, node);
+                wanted.insert(RecordKey::Endpoint(endpoint.key), (attachment.generation, Wanted::Endpoint(endpoint)));
+            }
         }
+    }
+    for ((generation, key), freed) in &state.freed {
+        want_tombstone(wanted, *key, freed.node, *generation, freed.address);
     }
 }
 
-fn endpoint(state: &State, task: &Task, attachment: &Attachment, node: NodeId, alive: bool) -> Endpoint {
+/// What says that an endpoint is gone: its address, and nothing else of it.
+fn want_tombstone(
+    wanted: &mut BTreeMap<RecordKey, (Generation, Wanted)>,
+    key: EndpointKey,
+    node: NodeId,
+    allocation: Generation,
+    address: IpAddr,
+) {
+    let (name, aliases, service) = (String::new(), Vec::new(), String::new());
+    let body = EndpointBody { address, name, aliases, service, task_slot: 0 };
+    let dead = Endpoint { key, node, generation: allocation, alive: false, body };
+    wanted.insert(RecordKey::Endpoint(key), (tombstone_generation(allocation), Wanted::Endpoint(dead)));
+}
+
+fn endpoint(state: &State, task: &Task, attachment: &Attachment, node: NodeId) -> Endpoint {
     let service = state.services.get(&task.service).map(|service| service.spec.name.clone()).unwrap_or_default();
     let body = EndpointBody {
         address: attachment.address.addr(),
@@ -248,7 +271,7 @@ fn endpoint(state: &State, task: &Task, attachment: &Attachment, node: NodeId, a
         task_slot: task.slot,
     };
     let key = EndpointKey { network: attachment.network, task: task.id };
-    Endpoint { key, node, generation: attachment.generation, alive, body }
+    Endpoint { key, node, generation: attachment.generation, alive: true, body }
 }
 
 /// A task runs once and ends once: its end is the next thing that happens to the allocation.

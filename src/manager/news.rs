@@ -14,6 +14,10 @@ const MAX_STATUS_BYTES: usize = 1024;
 /// Seconds between two early rotations that count (the state has the last word).
 const EARLY_ROTATION_SECS: u64 = 600;
 
+/// How long a node may take to come back to a manager that has just started: agents look for it every two seconds, and
+/// a busy host needs a while to shake hands.
+const RETURN_TIME: Duration = Duration::from_secs(10);
+
 /// Time between two heartbeats.
 pub(crate) fn heartbeat(state: &State) -> Duration {
     Duration::from_secs(u64::from(state.cluster.spec.heartbeat_secs.max(1)))
@@ -24,12 +28,17 @@ pub(crate) fn window(state: &State) -> Duration {
     heartbeat(state) * MISSED_HEARTBEATS
 }
 
+/// How long a node may be silent that was or was not heard since the manager started.
+pub(crate) fn patience(state: &State, heard: bool) -> Duration {
+    if heard { window(state) } else { window(state).max(RETURN_TIME) }
+}
+
 /// How a node looks from its manager.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Seen {
     /// It has a session whose boot is committed.
     pub(crate) open: bool,
-    /// Nothing was heard of it for a [`window`], nor did the manager start within one.
+    /// Nothing was heard of it within the manager's [`patience`].
     pub(crate) silent: bool,
 }
 

@@ -62,12 +62,15 @@ fn key_command(step: RingStep) -> Command {
     }
 }
 
-/// Nobody is silent before one window after our own start.
+/// Nobody is silent before our own start.
 fn liveness(inner: &Inner, state: &State) -> Vec<Command> {
-    let (now, window) = (Instant::now(), news::window(state));
+    let now = Instant::now();
     news::liveness(state, |node| {
         let heard = inner.sessions.heard(node);
         let last = heard.last.unwrap_or(inner.started).max(inner.started);
-        Seen { open: heard.open, silent: now.saturating_duration_since(last) > window }
+        Seen {
+            open: heard.open,
+            silent: now.saturating_duration_since(last) > news::patience(state, heard.last.is_some()),
+        }
     })
 }

@@ -14,7 +14,7 @@ pub use id::{
 };
 pub use key::{Key32, PublicKey, VerifyingKeyId, carried_key};
 pub use spec::{
-    Attachment, Availability, ClusterSpec, ContainerSpec, EpochPhase, NetworkSpec, NodeAddresses, Role, ServiceSpec,
-    TaskAssignment, TaskState, TaskStatus,
+    Attachment, Availability, ClusterSpec, ContainerSpec, EpochPhase, HostResources, NetworkSpec, NodeAddresses, Role,
+    ServiceSpec, TaskAssignment, TaskState, TaskStatus,
 };
 pub use time::{Time, UnixTime};

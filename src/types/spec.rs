@@ -88,6 +88,15 @@ pub struct NetworkSpec {
     pub gateway: Option<IpAddr>,
 }
 
+/// What a host has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct HostResources {
+    /// Processors that the daemon may use.
+    pub processors: u32,
+    /// Octets of memory.
+    pub memory_bytes: u64,
+}
+
 /// What runs in a task.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerSpec {

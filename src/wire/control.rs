@@ -3,8 +3,8 @@
 //! server's first an [`Answer`]; after [`Answer::Opened`] the agent sends [`FromAgent`] and the manager [`ToAgent`].
 
 use crate::types::{
-    Availability, BootId, ClusterId, Epoch, EpochPhase, Fork, Key32, NetworkId, NodeAddresses, NodeId, PublicKey, Role,
-    TaskAssignment, TaskId, TaskStatus, Transform, carried_key,
+    Availability, BootId, ClusterId, Epoch, EpochPhase, Fork, HostResources, Key32, NetworkId, NodeAddresses, NodeId,
+    PublicKey, Role, TaskAssignment, TaskId, TaskStatus, Transform, carried_key,
 };
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -64,6 +64,8 @@ pub struct SessionRequest {
     pub software: String,
     /// Where it is reached.
     pub addresses: NodeAddresses,
+    /// What its host has.
+    pub resources: HostResources,
 }
 
 /// The server's first frame.

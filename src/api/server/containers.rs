@@ -166,7 +166,8 @@ pub(super) fn summary(task: &LocalTask, networks: &BTreeMap<String, String>, now
         id: task.assignment.id.to_string(),
         names: vec![format!("/{}", long_name(task))],
         image: task.assignment.container.image.clone(),
-        image_id: task.assignment.container.image.clone(),
+        // The client shows an image whose name is its id by what follows the colon: `latest`.
+        image_id: String::new(),
         command: command_line(task).join(" "),
         created: task.status.at.0,
         labels: labels(task),

@@ -109,7 +109,9 @@ impl Fake {
         self.add_node(WORKER, Role::Worker, 2);
         let node = NodeId::from_random(NODE);
         let (hostname, software, addresses) = ("ant-1".to_owned(), "0.1.0".to_owned(), addresses(1));
-        self.apply(Command::OpenSession { node, boot: BootId([1; 8]), hostname, software, addresses }).unwrap();
+        let resources = crate::types::HostResources { processors: 4, memory_bytes: 8 << 30 };
+        self.apply(Command::OpenSession { node, boot: BootId([1; 8]), hostname, software, addresses, resources })
+            .unwrap();
         self.apply(Command::SetNodeState { node, state: NodeState::Ready, message: String::new() }).unwrap();
     }
 

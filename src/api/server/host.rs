@@ -42,19 +42,6 @@ pub(super) fn operating_system() -> String {
     name.map_or_else(|| "Linux".to_owned(), |name| name.trim_matches('"').to_owned())
 }
 
-/// Bytes of memory.
-pub(super) fn memory_bytes() -> u64 {
-    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kibibytes =
-        text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok());
-    kibibytes.unwrap_or(0u64).saturating_mul(1024)
-}
-
-/// Processors.
-pub(super) fn processors() -> u64 {
-    std::thread::available_parallelism().map_or(1, |count| count.get() as u64)
-}
-
 /// The architecture as Go names it, which is what Docker's clients expect.
 pub(super) fn go_architecture() -> &'static str {
     match std::env::consts::ARCH {

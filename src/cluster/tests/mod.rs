@@ -285,6 +285,7 @@ pub(super) fn open_session(number: u64, boot_number: u64) -> Command {
         hostname: format!("host{number}"),
         software: "0.1.0".into(),
         addresses: addresses(number),
+        resources: HostResources::default(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Joining, sessions, and what a node is told.
 
 use super::*;
-use crate::cluster::NodeState;
+use crate::cluster::{Entry, NodeState};
 use crate::esp::{gossip_key, network_key};
 use crate::types::{Epoch, EpochPhase, Key32, PublicKey};
 use crate::wire::record::{RecordBody, RecordKey};
@@ -257,7 +257,20 @@ fn records_follow_the_life_of_a_task() {
         late.push().await;
         assert!(last(&late.verified(), &key).is_some_and(|record| record == &tombstone));
         [&agent, &watcher, &late].into_iter().for_each(assert_head_comes_first);
+        // Also of a manager that has just started, as long as the record of the life could still be somewhere.
         swarm.manager.stop().await;
+        let told = |state: &State| {
+            let mut book = super::super::book::RecordBook::default();
+            book.update(state);
+            book.since(0).0.iter().any(|record| record == tombstone.signed().encoded())
+        };
+        let mut state = swarm.manager.state().duplicate().unwrap();
+        assert!(told(&state));
+        let mut apply = |command| state.apply(&Entry { at: wall_clock(), command }).0.unwrap();
+        let (current, next) = (tombstone.version().epoch, tombstone.version().epoch.next());
+        apply(Command::Activate { epoch: next });
+        apply(Command::Retire { epoch: current });
+        assert!(state.freed.is_empty(), "its epoch is retired");
     });
 }
 

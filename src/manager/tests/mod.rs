@@ -9,8 +9,8 @@ use super::{InitParams, Manager, random, wall_clock};
 use crate::cluster::{Command, State};
 use crate::tls::{self, ConnectError, Identity, NodeKey, Session};
 use crate::types::{
-    Availability, BootId, ClusterSpec, ContainerSpec, NetworkId, NetworkSpec, NodeAddresses, NodeId, ServiceId,
-    ServiceSpec, TaskAssignment, TaskState, TaskStatus, UnixTime,
+    Availability, BootId, ClusterSpec, ContainerSpec, HostResources, NetworkId, NetworkSpec, NodeAddresses, NodeId,
+    ServiceId, ServiceSpec, TaskAssignment, TaskState, TaskStatus, UnixTime,
 };
 use crate::wire::control::{FromAgent, JoinRequest, NetworkView, RingView, SessionRequest, SwarmView, ToAgent};
 use crate::wire::record::{SignedRecord, TrustBundle, VerifiedRecord};
@@ -170,7 +170,8 @@ fn join_request() -> (NodeKey, JoinRequest) {
 }
 
 fn session_request(boot: BootId) -> SessionRequest {
-    SessionRequest { boot, hostname: "worker".to_owned(), software: "0.1.0".to_owned(), addresses: addresses() }
+    let (hostname, software) = ("worker".to_owned(), "0.1.0".to_owned());
+    SessionRequest { boot, hostname, software, addresses: addresses(), resources: HostResources::default() }
 }
 
 /// What an agent has been told: the last complete push, and all records.

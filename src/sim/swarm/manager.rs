@@ -7,7 +7,8 @@ use crate::manager::book::RecordBook;
 use crate::manager::news::{self, Seen, Speaker};
 use crate::manager::push;
 use crate::types::{
-    Availability, BootId, ClusterId, ClusterSpec, Fork, Key32, NodeAddresses, NodeId, Role, TaskId, Time, UnixTime,
+    Availability, BootId, ClusterId, ClusterSpec, Fork, HostResources, Key32, NodeAddresses, NodeId, Role, TaskId,
+    Time, UnixTime,
 };
 use crate::wire::control::FromAgent;
 use rand::rngs::StdRng;
@@ -149,7 +150,8 @@ impl Manager {
         now: Time,
     ) -> Result<u64, String> {
         // One that is open is the same node's former one, which would not answer a probe: it is replaced.
-        let command = Command::OpenSession { node, boot, hostname, software: "sim".into(), addresses };
+        let (software, resources) = ("sim".into(), HostResources::default());
+        let command = Command::OpenSession { node, boot, hostname, software, addresses, resources };
         let index = match self.propose(command, now) {
             Ok(Reply::BootIndex(index)) => index,
             Ok(Reply::Done) => 0,
@@ -225,10 +227,11 @@ impl Manager {
 
     fn plan(&mut self, now: Time) {
         (self.planned_at, self.plan_at) = (now, now + TICK);
-        let window = news::window(&self.state);
         let mut commands = news::liveness(&self.state, |node| {
-            let last = self.heard.get(&node).copied().unwrap_or(self.started).max(self.started);
-            Seen { open: self.sessions.contains_key(&node), silent: now.since(last) > window }
+            let heard = self.heard.get(&node).copied();
+            let last = heard.unwrap_or(self.started).max(self.started);
+            let patience = news::patience(&self.state, heard.is_some());
+            Seen { open: self.sessions.contains_key(&node), silent: now.since(last) > patience }
         });
         let rng = &mut self.rng;
         commands.extend(schedule::plan(&self.state, wall(now), &mut || TaskId::from_random(random(rng))));

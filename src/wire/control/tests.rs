@@ -24,6 +24,7 @@ fn frames_are_frozen() {
         hostname: "ant-1".into(),
         software: "0.1.0".into(),
         addresses: addresses(),
+        resources: HostResources { processors: 4, memory_bytes: 1 << 30 },
     };
     let join = JoinRequest {
         secret: Zeroizing::new([0xa5; 16]),

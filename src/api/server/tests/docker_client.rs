@@ -54,7 +54,9 @@ fn a_swarm_from_its_first_command_to_its_last() {
     assert!(info.contains("Is Manager: true") && info.contains("Heartbeat Period: 10 seconds"), "{info}");
     let nodes = docker.ok(&["node", "ls"]);
     assert!(nodes.contains("ant-1") && nodes.contains("Leader") && nodes.contains('*'), "{nodes}");
-    assert!(docker.ok(&["node", "inspect", "--pretty", "self"]).contains("ant-1"));
+    let node = docker.ok(&["node", "inspect", "--pretty", "self"]);
+    assert!(node.contains("ant-1"), "{node}");
+    assert!(node.contains("CPUs:\t\t\t4") && node.contains("Memory:\t\t8GiB"), "{node}");
     assert_eq!(docker.ok(&["node", "update", "--availability", "drain", "--label-add", "a=b", "ant-2"]), "ant-2");
     docker.fails(&["node", "promote", "ant-2"], 1, "roles");
     docker.fails(&["node", "rm", "ant-1"], 1, "last manager of the swarm and can't be removed");
@@ -122,7 +124,8 @@ fn networks_and_services_are_shown_as_docker_shows_them() {
     assert!(tasks.contains("web.1") && tasks.contains("ant-1") && tasks.contains("Running"), "{tasks}");
     assert!(docker.ok(&["node", "ps", "self"]).contains("web.2"));
     assert!(docker.ok(&["service", "inspect", "--pretty", "web"]).contains("Replicas:	2"));
-    assert!(docker.ok(&["ps"]).contains("web.1."));
+    let ps = docker.ok(&["ps"]);
+    assert!(ps.contains("web.1.") && ps.lines().skip(1).all(|line| line.contains(" host:latest ")), "{ps}");
     let inspected = docker.ok(&["network", "inspect", "net"]);
     assert!(inspected.contains("10.9.0.2/24") && inspected.contains("web.1."), "{inspected}");
     docker.fails(&["service", "create", "-d", "--publish", "80:80", "host"], 1, "unsupported field EndpointSpec.Ports");
