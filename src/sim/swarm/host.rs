@@ -6,9 +6,10 @@ use crate::agent::push::Collector;
 use crate::agent::tasks::{Step, TaskTable};
 use crate::dataplane::simulated::{Datagram, LonePlane, device};
 use crate::dataplane::{DataCommand, DataEvent};
+use crate::esp::SaIdentity;
 use crate::gossip::Transmit;
 use crate::keys::KeysConfig;
-use crate::types::{EndpointKey, Key32, NetworkId, TaskId, Time, UnixTime};
+use crate::types::{EndpointKey, Key32, NetworkId, NodeId, TaskId, Time, UnixTime};
 use crate::wire::control::{FromAgent, ToAgent};
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -173,6 +174,15 @@ impl Host {
             Step::Report(id, status) => wanted.messages.push(FromAgent::Tasks { statuses: vec![(id, status)] }),
             Step::ReportGone(id) => wanted.messages.push(FromAgent::TaskGone { id }),
         }
+    }
+
+    /// Whether anything of another node is still in use here.
+    pub(super) fn uses(&self, node: NodeId) -> bool {
+        let with = |identity: &SaIdentity| identity.src == node || identity.dst == node;
+        self.core.nodes.contains_key(&node)
+            || self.core.gossip.members().any(|member| member.node == node)
+            || self.core.networks.keys().any(|network| self.core.keys.sending(*network, node).is_some())
+            || self.plane.sas().any(|sa| sa.enabled && with(&sa.identity))
     }
 
     /// Whether this node holds a key of a network, or an SA that is in use.

@@ -53,6 +53,9 @@ struct Node {
     steady_since: Time,
     /// The managers removed it.
     gone: bool,
+    gone_at: Option<Time>,
+    /// No gossip comes to it or from it.
+    mute: bool,
 }
 
 /// The world.
@@ -138,6 +141,8 @@ impl Swarm {
             link: Link::new(self.now),
             steady_since: self.now,
             gone: false,
+            gone_at: None,
+            mute: false,
         });
     }
 
@@ -231,8 +236,8 @@ impl Swarm {
 
     fn remove_node(&mut self, number: usize) {
         let (node, master) = (self.nodes[number].id, Key32::new(self.random()));
+        (self.nodes[number].gone, self.nodes[number].gone_at) = (true, Some(self.now));
         self.command(Command::RemoveNode { node, force: true, master }).expect("a node");
-        self.nodes[number].gone = true;
     }
 
     fn epoch(&self, phase: EpochPhase) -> Option<Epoch> {
@@ -348,6 +353,7 @@ impl Swarm {
         }
         self.last_index = state.index;
         self.oracle.check_state(state, self.now);
+        self.check_owners();
         self.note_members();
         let state = &self.manager.state;
         let (epoch, at, _) = self.activation;
@@ -382,9 +388,13 @@ impl Swarm {
             host.core.gossip.members().map(|member| (member.address, member.boot)).collect()
         };
         let (from, boot) = (node.addresses.gossip, node.boot);
+        let mute: Vec<SocketAddr> =
+            self.nodes.iter().filter(|node| node.mute).map(|node| node.addresses.gossip).collect();
         for transmit in wanted.gossip {
             self.oracle.gossiped(&transmit.payload, transmit.to, boots.get(&transmit.to).copied(), now);
-            self.network.send(from, transmit.to, transmit.payload, now);
+            if !mute.contains(&from) && !mute.contains(&transmit.to) {
+                self.network.send(from, transmit.to, transmit.payload, now);
+            }
         }
         for datagram in wanted.data {
             self.send_datagram(number, datagram);
@@ -402,7 +412,7 @@ impl Swarm {
 
     fn send_datagram(&mut self, number: usize, datagram: Datagram) {
         let from = self.nodes[number].addresses.data;
-        self.oracle.sealed(datagram.identity, &datagram.payload, self.now);
+        self.oracle.sealed(from, datagram.identity, &datagram.payload, self.now);
         if self.thieves && self.rng.random_ratio(1, 200) {
             self.try_theft(&datagram);
         }

@@ -1,10 +1,10 @@
-//! What must hold all the time, checked as it happens: nonces, deliveries, owners of addresses, the ring. A broken
-//! rule panics with the seed that shows it again.
+//! What must hold all the time, checked as it happens: nonces, deliveries, confirmed pairs, owners of addresses, the
+//! ring. A broken rule panics with the seed that shows it again.
 
 use crate::cluster::State;
 use crate::crypto;
 use crate::esp::SaIdentity;
-use crate::types::{BootId, EndpointKey, Epoch, NodeId, Time};
+use crate::types::{BootId, EndpointKey, Epoch, Time};
 use crate::wire::gossip::{Form, Header};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -33,6 +33,10 @@ pub(super) struct Oracle {
     /// Datagrams that arrived and had to be delivered.
     pub(super) held_to: u64,
     flights: BTreeMap<Flight, u64>,
+    /// Under way: datagrams of SAs of which nothing has arrived yet.
+    unheard: BTreeMap<Flight, SaIdentity>,
+    /// SAs of which something has arrived.
+    heard: BTreeSet<SaIdentity>,
     counters: BTreeMap<SaIdentity, u64>,
     pairs: BTreeSet<Vec<u8>>,
     /// The newest epoch seen to be active, and the masters that were in the ring.
@@ -48,6 +52,8 @@ impl Oracle {
             delivered: 0,
             held_to: 0,
             flights: BTreeMap::new(),
+            unheard: BTreeMap::new(),
+            heard: BTreeSet::new(),
             counters: BTreeMap::new(),
             pairs: BTreeSet::new(),
             masters: BTreeMap::new(),
@@ -72,12 +78,45 @@ impl Oracle {
     }
 
     /// A node sealed a datagram: its sequence is above all that were ever used under this identity, in any boot.
-    pub(super) fn sealed(&mut self, identity: SaIdentity, datagram: &[u8], now: Time) {
+    pub(super) fn sealed(&mut self, from: SocketAddr, identity: SaIdentity, datagram: &[u8], now: Time) {
         let Some(iv) = datagram.get(8..16).and_then(|iv| iv.try_into().ok()).map(u64::from_be_bytes) else {
             self.fail(now, "a datagram without header")
         };
         if self.counters.insert(identity, iv).is_some_and(|used| used >= iv) {
             self.fail(now, &format!("a (key, nonce) twice: {identity:?}, {iv}"));
+        }
+        if let Some(flight) = flight(from, datagram).filter(|_| !self.heard.contains(&identity)) {
+            self.unheard.insert(flight, identity);
+        }
+    }
+
+    /// A datagram has arrived.
+    pub(super) fn arrived(&mut self, from: SocketAddr, datagram: &[u8]) {
+        let identity = flight(from, datagram).and_then(|flight| self.unheard.remove(&flight));
+        self.heard.extend(identity);
+    }
+
+    /// A packet goes to a peer under an epoch: the peer was heard under it, or there was nothing before it. `held` are
+    /// the epochs that the sender has.
+    pub(super) fn check_confirmed(&self, identity: &SaIdentity, held: &[Epoch], now: Time) {
+        let before = held.iter().filter(|epoch| **epoch < identity.epoch);
+        let of_pair = |used: &SaIdentity, epoch: Epoch| {
+            (used.network, used.src, used.dst, used.src_boot, used.dst_boot, used.epoch)
+                == (identity.network, identity.src, identity.dst, identity.src_boot, identity.dst_boot, epoch)
+        };
+        let back = SaIdentity {
+            src: identity.dst,
+            dst: identity.src,
+            src_boot: identity.dst_boot,
+            dst_boot: identity.src_boot,
+            src_public: identity.dst_public,
+            dst_public: identity.src_public,
+            ..*identity
+        };
+        if !self.heard.contains(&back)
+            && before.into_iter().any(|epoch| self.counters.keys().any(|used| of_pair(used, *epoch)))
+        {
+            self.fail(now, &format!("a packet under an epoch that the peer was not heard under: {identity:?}"));
         }
     }
 
@@ -165,12 +204,13 @@ impl Oracle {
         }
     }
 
-    /// No two live nodes think that an address is theirs.
-    pub(super) fn check_owners(&self, owners: &[(EndpointKey, IpAddr, NodeId)], now: Time) {
-        let mut seen = BTreeMap::new();
-        for (endpoint, address, node) in owners {
-            if let Some((other, _)) = seen.insert((endpoint.network, *address), (*endpoint, *node)) {
-                self.fail(now, &format!("{address} has two live owners: {other:?} and {endpoint:?}"));
+    /// The address of a container that is there belongs to its task, and so to nobody else: it is free only once the
+    /// node has said that nothing is left.
+    pub(super) fn check_owners(&self, state: &State, there: &[(EndpointKey, IpAddr)], now: Time) {
+        for (endpoint, address) in there {
+            let owner = state.networks.get(&endpoint.network).and_then(|network| network.addresses.get(address));
+            if owner != Some(&endpoint.task) {
+                self.fail(now, &format!("{endpoint:?} has {address} still, which belongs to {owner:?} already"));
             }
         }
     }

@@ -5,7 +5,7 @@ use super::{DATA_PORT, GOSSIP_PORT, Swarm};
 use crate::crypto::X25519Secret;
 use crate::dataplane::simulated::Datagram;
 use crate::esp::{SaDatabase, SaKeys, WorkerShare};
-use crate::types::{EndpointKey, Key32, NetworkId, NodeId, TaskState, Time};
+use crate::types::{EndpointKey, Epoch, Key32, NetworkId, NodeId, TaskState, Time};
 use rand::RngExt;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -15,6 +15,8 @@ use std::time::Duration;
 const PACKET_BYTES: usize = 28;
 /// A path that was well for this long has to carry packets.
 const SETTLING: Duration = Duration::from_secs(10);
+/// By then everybody has heard of a removal: some comparisons of records, of which some are lost.
+const GONE_HEARD: Duration = Duration::from_secs(15);
 /// A task that was announced so long ago is known where sessions are open.
 const KNOWN_SECS: u64 = 5;
 
@@ -88,6 +90,8 @@ impl Swarm {
         }
         match host.plane.transmit(from.key, now) {
             Some(datagram) => {
+                let held: Vec<Epoch> = host.core.keys.epochs().into_iter().map(|(epoch, _)| epoch).collect();
+                self.oracle.check_confirmed(&datagram.identity, &held, now);
                 self.oracle.departed(self.nodes[from.node].addresses.data, &datagram.payload, number);
                 self.send_datagram(from.node, datagram);
             }
@@ -147,6 +151,7 @@ impl Swarm {
                     host.core.gossip.handle_datagram(delivery.from, &delivery.payload, now);
                 }),
                 DATA_PORT => {
+                    self.oracle.arrived(delivery.from, &delivery.payload);
                     self.with_host(number, |host| host.plane.receive(&delivery.payload, now));
                     self.read_devices(number);
                     self.judge_arrival(number, delivery.from, &delivery.payload);
@@ -204,6 +209,7 @@ impl Swarm {
             self.send_packet(&from, &to, expected);
         }
         self.check_holders();
+        self.check_gone();
     }
 
     /// Lets packets flow between all pairs, each so often.
@@ -230,11 +236,6 @@ impl Swarm {
     /// Only nodes with a task on a network hold a key of it; a node that has no session may not know yet that its
     /// last task is forgotten.
     fn check_holders(&self) {
-        let live = self.nodes.iter().filter(|node| !node.gone);
-        let containers =
-            live.flat_map(|node| node.host.iter().flat_map(|host| &host.containers).map(|it| (it, node.id)));
-        let owners: Vec<_> = containers.map(|((key, container), node)| (*key, container.address, node)).collect();
-        self.oracle.check_owners(&owners, self.now);
         let networks: Vec<NetworkId> = self.manager.state.networks.keys().copied().collect();
         for (number, node) in self.nodes.iter().enumerate() {
             let told = self.in_touch_since(number).is_some_and(|since| self.now.since(since) > Duration::from_secs(1));
@@ -243,6 +244,30 @@ impl Swarm {
                 let member = self.was_member(number, *network);
                 if host.holds(*network) && !member {
                     self.oracle.fail(self.now, &format!("node {number} holds a key of {network} without a task on it"));
+                }
+            }
+        }
+    }
+
+    /// Of the containers of nodes that still belong to the swarm.
+    pub(super) fn check_owners(&self) {
+        let live = self.nodes.iter().filter(|node| !node.gone).filter_map(|node| node.host.as_ref());
+        let containers = live.flat_map(|host| &host.containers);
+        let there: Vec<_> = containers.map(|(key, container)| (*key, container.address)).collect();
+        self.oracle.check_owners(&self.manager.state, &there, self.now);
+    }
+
+    /// Nothing of a removed node is used by a node that has heard of it, by the managers or by gossip.
+    fn check_gone(&self) {
+        for (number, node) in self.nodes.iter().enumerate() {
+            let Some(host) = node.host.as_ref().filter(|_| !node.gone) else { continue };
+            for gone in self.nodes.iter().filter_map(|node| node.gone_at.map(|at| (node.id, at))) {
+                let told = |since: Time| self.now.since(since.max(gone.1)) > GONE_HEARD;
+                let by_session = self.in_touch_since(number).is_some_and(told);
+                let by_gossip = !self.parted && told(node.steady_since);
+                if (by_session || by_gossip) && host.uses(gone.0) {
+                    let text = format!("node {number} uses node {} which is gone since {}", gone.0, gone.1.0);
+                    self.oracle.fail(self.now, &text);
                 }
             }
         }
