@@ -112,7 +112,10 @@ impl Host {
             }
             Work::Started(id) => self.tasks.started(id, Ok(1), unix),
             Work::Exited(id) => self.tasks.exited(id, 143, "", unix),
-            Work::Removed(id) => self.tasks.removed(id),
+            Work::Removed(id) => {
+                self.containers.retain(|endpoint, _| endpoint.task != id);
+                self.tasks.removed(id);
+            }
         }
     }
 
@@ -164,11 +167,8 @@ impl Host {
             Step::Start(task) => wanted.work.push(Work::Started(task.id)),
             Step::Stop(id) => wanted.work.push(Work::Exited(id)),
             Step::Remove(id) => {
-                let gone: Vec<EndpointKey> = self.containers.keys().copied().filter(|it| it.task == id).collect();
-                for endpoint in gone {
-                    self.containers.remove(&endpoint);
-                    self.core.commands.push(DataCommand::RemoveEndpoint { endpoint });
-                }
+                let of_task = self.containers.keys().copied().filter(|endpoint| endpoint.task == id);
+                self.core.commands.extend(of_task.map(|endpoint| DataCommand::RemoveEndpoint { endpoint }));
                 wanted.work.push(Work::Removed(id));
             }
             Step::Report(id, status) => wanted.messages.push(FromAgent::Tasks { statuses: vec![(id, status)] }),
