@@ -1,6 +1,7 @@
 //! Golden bytes: a change of what goes over the wire is a new ALPN.
 
 use super::*;
+use crate::types::{Attachment, ContainerSpec, Generation, ServiceId, TaskState, UnixTime};
 use crate::wire::frame;
 
 fn hex(bytes: &[u8]) -> String {
@@ -43,16 +44,116 @@ fn frames_are_frozen() {
             participants: vec![node],
         }],
     };
-    let encoded = [
-        frame::encode(&Opening::Join(join)).unwrap(),
-        frame::encode(&Opening::Session(session)).unwrap(),
-        frame::encode(&Answer::Refused { reason: "no".into() }).unwrap(),
-        frame::encode(&Answer::Opened { boot_index: 300 }).unwrap(),
-        frame::encode(&FromAgent::Heartbeat).unwrap(),
-        frame::encode(&FromAgent::Public { epoch: Epoch(300), public: PublicKey([9; 32]) }).unwrap(),
-        frame::encode(&ToAgent::Ring(ring)).unwrap(),
-        frame::encode(&ToAgent::Commit { index: 300 }).unwrap(),
+    let openings =
+        [Opening::Join(join), Opening::Session(session), Opening::Renew { csr: vec![0x30, 0x00] }, Opening::Leave];
+    let frames = [
+        openings.iter().map(line).collect::<String>(),
+        answers(node).iter().map(line).collect(),
+        from_agent().iter().map(line).collect(),
+        to_agent(node, ring).iter().map(line).collect(),
     ];
-    let text: String = encoded.iter().map(|frame| hex(frame) + "\n").collect();
-    assert_eq!(text, include_str!("golden.txt"));
+    assert_eq!(frames.concat(), include_str!("golden.txt"));
+}
+
+fn line(message: &impl Serialize) -> String {
+    hex(&frame::encode(message).unwrap()) + "\n"
+}
+
+fn answers(node: NodeId) -> Vec<Answer> {
+    let joined = Joined {
+        node,
+        cluster: ClusterId::from_random([4; 17]),
+        fork: Fork(1_700_000_000),
+        role: Role::Worker,
+        data_path_port: 4500,
+        chain: vec![vec![1, 2], vec![3]],
+    };
+    vec![
+        Answer::Refused { reason: "no".into() },
+        Answer::Removed,
+        Answer::Joined(joined),
+        Answer::Opened { boot_index: 300 },
+        Answer::Renewed { chain: vec![vec![1, 2], vec![3]] },
+        Answer::Left,
+        Answer::FormerBoot,
+    ]
+}
+
+fn task() -> TaskId {
+    TaskId::from_random([5; 17])
+}
+
+fn from_agent() -> Vec<FromAgent> {
+    let status = TaskStatus {
+        state: TaskState::Running,
+        message: "started".into(),
+        error: String::new(),
+        exit_code: Some(-1),
+        pid: Some(4242),
+        at: UnixTime(1_700_000_000),
+    };
+    vec![
+        FromAgent::Heartbeat,
+        FromAgent::Public { epoch: Epoch(300), public: PublicKey([9; 32]) },
+        FromAgent::Ready { epoch: Epoch(300) },
+        FromAgent::Sending { epoch: Epoch(300) },
+        FromAgent::RotateEarly,
+        FromAgent::Tasks { statuses: vec![(task(), status)] },
+        FromAgent::TaskGone { id: task() },
+    ]
+}
+
+fn to_agent(node: NodeId, ring: RingView) -> Vec<ToAgent> {
+    let network = NetworkId::from_random([2; 17]);
+    let swarm = SwarmView {
+        cluster: ClusterId::from_random([4; 17]),
+        fork: Fork(1_700_000_000),
+        heartbeat_secs: 5,
+        managers: vec![(node, "10.77.0.1:2377".parse().unwrap())],
+        attestation: vec![PublicKey([8; 32])],
+        gone: vec![node],
+    };
+    let view = NetworkView {
+        id: network,
+        name: "net".into(),
+        transform: Transform::Gcm,
+        subnet: "10.0.1.0/24".parse().unwrap(),
+        members: vec![(node, true)],
+    };
+    let container = ContainerSpec {
+        image: "host:latest".into(),
+        command: vec!["sh".into()],
+        args: vec!["-c".into()],
+        env: vec!["A=b".into()],
+        dir: "/tmp".into(),
+        hostname: "web".into(),
+    };
+    let attachment = Attachment {
+        network,
+        address: "10.0.1.2/24".parse().unwrap(),
+        aliases: vec!["alias".into()],
+        generation: Generation { fork: Fork(1_700_000_000), index: 300 },
+    };
+    let assignment = TaskAssignment {
+        id: task(),
+        service: ServiceId::from_random([6; 17]),
+        service_name: "web".into(),
+        slot: 1,
+        node,
+        container,
+        attachments: vec![attachment],
+        desired: TaskState::Running,
+    };
+    vec![
+        ToAgent::Alive,
+        ToAgent::Swarm(swarm),
+        ToAgent::Ring(ring),
+        ToAgent::Names(vec![(network, "net".into())]),
+        ToAgent::Networks(vec![view]),
+        ToAgent::Tasks(vec![assignment]),
+        ToAgent::Records(vec![vec![1, 2, 3]]),
+        ToAgent::Commit { index: 300 },
+        ToAgent::Removed,
+        ToAgent::Probe,
+    ]
 }
