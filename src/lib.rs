@@ -28,10 +28,10 @@
 //! # The four flows
 //!
 //! ```text
-//! out   TUN read -> overlay.classify -> local endpoint: written to its TUN
-//!                                    -> peer: OutboundSa.seal in place -> batch -> sendmmsg
-//! in    recvmmsg -> wire::esp -> SA by SPI -> replay check -> open in place -> replay mark
-//!                -> overlay.accept -> TUN write
+//! out   TUN read (up to 64 KiB) -> overlay.classify -> local endpoint: written to its TUN as it is
+//!                                    -> peer: offload::Split -> OutboundSa.seal in place -> trains -> sendmmsg
+//! in    recvmmsg (trains) -> wire::esp -> SA by SPI -> replay check -> open in place -> replay mark
+//!                -> overlay.accept -> offload::Run -> TUN writev
 //! key   manager: ring::plan -> log -> every node that needs it gets the whole ring -> installs receiving,
 //!                reports ready -> activation (signed, also by gossip) -> each pair confirms -> sending switches
 //!                -> the old epoch is erased
@@ -53,7 +53,7 @@
 //! | [`crypto`] | HKDF, X25519, Ed25519, AES-GCM for control data, over libraries | pure |
 //! | [`wire`] | bytes to values: ESP, gossip, records, control messages, tokens | pure |
 //! | [`esp`] | key schedule, SAs, replay windows, the SA database | pure |
-//! | [`offload`] | what the vnet header of a TUN asks for | pure |
+//! | [`offload`] | super-packets: cutting, joining, checksums, the vnet header | pure |
 //! | [`overlay`] | who owns which address; what may pass | pure |
 //! | [`gossip`] | membership, and signed records spread without a manager | pure |
 //! | [`keys`] | a node's side of the key life: which SAs exist, which epoch a pair sends with | pure |
@@ -112,7 +112,6 @@
 //! | `libc` | constants and structures of the calls that `nix` lacks (TUN, prctl, batches) |
 //! | `nix` | system calls with types |
 //! | `pem` | key and certificate files |
-//! | `polling` | readiness of TUN and UDP descriptors in the workers; smol's own poller |
 //! | `postcard` | control messages, records, the store: compact, canonical, bounded |
 //! | `rand` | the seeded generator of the pure machines |
 //! | `rcgen` | certificates and requests |

@@ -157,6 +157,8 @@ pub struct Status {
     pub drops: BTreeMap<String, u64>,
     /// Tasks here: id, name, state.
     pub tasks: Vec<(TaskId, String, String)>,
+    /// How the data path does its work: each offload and the cipher, and in words how it is with it.
+    pub data_path: Vec<(String, String)>,
 }
 
 impl Status {
@@ -175,6 +177,7 @@ impl Status {
             epochs: Vec::new(),
             drops: BTreeMap::new(),
             tasks: Vec::new(),
+            data_path: Vec::new(),
         }
     }
 }

@@ -5,6 +5,7 @@ use super::membership::MembershipStore;
 use super::model::{ExecIo, ExecRequest, ImageInfo, LocalTask, NodeError, Status, SwarmInfo, SwarmState};
 use super::runtime::{Environment, Runtime};
 use super::spawn::spawn;
+use crate::dataplane::Offloads;
 use crate::helper::HelperClient;
 use crate::helper::verbs::{self, CommandSpec, ErrorKind, Event as HelperEvent, ExecId, ImageName, VerbError};
 use crate::manager::Manager;
@@ -34,6 +35,8 @@ pub struct NodeSettings {
     pub data_path_port: Option<u16>,
     /// Worker threads of the data plane.
     pub workers: u8,
+    /// What the data plane may use of what kernel and devices can do.
+    pub offloads: Offloads,
     /// The daemon's clock.
     pub clock: Clock,
 }
@@ -74,6 +77,7 @@ impl Node {
             hostname: settings.hostname.clone(),
             store: MembershipStore::new(&settings.state_dir),
             workers: settings.workers,
+            offloads: settings.offloads,
         };
         let (helper_alive, helper_ended) = bounded(1);
         let inner = Inner {

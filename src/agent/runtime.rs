@@ -9,7 +9,7 @@ use super::renewal;
 use super::session::{self, SessionConfig, SessionEvent};
 use super::spawn::spawn;
 use super::tasks::TaskTable;
-use crate::dataplane::{Dataplane, DataplaneConfig};
+use crate::dataplane::{Dataplane, DataplaneConfig, Offloads};
 use crate::helper::HelperClient;
 use crate::keys::KeysConfig;
 use crate::manager::Manager;
@@ -45,6 +45,7 @@ pub(super) struct Environment {
     pub(super) hostname: String,
     pub(super) store: MembershipStore,
     pub(super) workers: u8,
+    pub(super) offloads: Offloads,
 }
 
 /// A running membership.
@@ -69,7 +70,8 @@ impl Runtime {
         let identity = Arc::new(ArcSwap::from_pointee(environment.store.identity()?));
         let gossip_socket = bind_gossip(membership.addresses.gossip)?;
         let boot = BootId(sys::random::bytes());
-        let config = DataplaneConfig { bind: membership.addresses.data, boot, clock, workers: environment.workers };
+        let (bind, workers) = (membership.addresses.data, environment.workers);
+        let config = DataplaneConfig { bind, boot, clock, workers, offloads: environment.offloads };
         let dataplane = Dataplane::start(config).map_err(|error| NodeError::Failed(error.to_string()))?;
         let managers = Arc::new(Mutex::new(membership.managers.clone()));
         let (link, session) = start_session(environment, &membership, &identity, &managers, boot);

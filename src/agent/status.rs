@@ -48,6 +48,7 @@ impl Engine {
                 .map(|(epoch, phase)| (epoch.0, phase_name(phase).to_string()))
                 .collect(),
             drops,
+            data_path: stats.as_ref().map(data_path).unwrap_or_default(),
             tasks: self
                 .tasks
                 .iter()
@@ -167,4 +168,13 @@ fn phase_name(phase: EpochPhase) -> &'static str {
         EpochPhase::Current => "current",
         EpochPhase::Next => "next",
     }
+}
+
+/// What the data path works with.
+fn data_path(stats: &Stats) -> Vec<(String, String)> {
+    let cipher = &stats.cipher;
+    let note = if cipher.fell_back { ", because the faster library failed its self-test" } else { "" };
+    let speed = format!("{}, {:.1} GB/s{note}", cipher.library.name(), cipher.bytes_per_sec / 1e9);
+    let offloads = stats.offloads.iter().map(|status| (status.offload.name().to_owned(), status.describe()));
+    std::iter::once(("cipher".to_owned(), speed)).chain(offloads).collect()
 }

@@ -37,9 +37,12 @@ pub(super) struct Daemon {
     /// UDP port of ESP on this host (default: the swarm's)
     #[argh(option, arg_name = "port")]
     data_path_port: Option<u16>,
-    /// offloads of the task devices: auto or off (default: auto)
+    /// offloads of the task devices and the data path: auto or off (default: auto)
     #[argh(option, arg_name = "mode")]
     offload: Option<Offload>,
+    /// offloads not to use, with commas between them: tso, uso, udp-gso, udp-gro, join-tcp, join-udp
+    #[argh(option, arg_name = "list")]
+    disable_offload: Option<String>,
 }
 
 impl Daemon {
@@ -63,6 +66,7 @@ impl Daemon {
             gossip_port: self.gossip_port,
             data_path_port: self.data_path_port,
             offload: self.offload,
+            disable_offload: self.disable_offload,
         }
     }
 }

@@ -32,6 +32,7 @@ pub(super) fn describe(status: &NodeStatus) -> String {
         section("Security associations", associations(status)),
         section("Epochs", epochs(status)),
         section("Tasks", tasks(status)),
+        section("Data path", data_path(status)),
         section("Dropped packets", drops(status)),
     ];
     sections.into_iter().filter(|section| !section.is_empty()).collect::<Vec<_>>().join("\n\n")
@@ -130,6 +131,11 @@ fn tasks(status: &NodeStatus) -> String {
     let row = |(id, name, state): &(_, String, String)| [table::short_id(&id_text(id)), name.clone(), state.clone()];
     let rows: Vec<[String; 3]> = status.tasks.iter().map(row).collect();
     body(["ID", "NAME", "STATE"], &rows)
+}
+
+fn data_path(status: &NodeStatus) -> String {
+    let rows: Vec<[String; 2]> = status.data_path.iter().map(|(name, how)| [name.clone(), how.clone()]).collect();
+    body(["PART", "STATE"], &rows)
 }
 
 fn drops(status: &NodeStatus) -> String {

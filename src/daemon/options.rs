@@ -1,6 +1,7 @@
 //! What the daemon can be told, from three places: the command line wins over the `--config` file, which wins over
 //! the defaults. The file is TOML; its keys are the long options without the dashes in front.
 
+use crate::dataplane::Offloads;
 use serde::Deserialize;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -95,9 +96,9 @@ word_enum! {
 }
 
 word_enum! {
-    /// Segmentation and checksum offloads of the task devices.
+    /// Whether many packets are handled as one.
     Offload {
-        /// What the kernel offers and a probe finds working.
+        /// What the kernel offers and what is found working.
         Auto = "auto",
         /// None: one packet at a time.
         Off = "off",
@@ -123,8 +124,10 @@ pub struct Options {
     pub gossip_port: u16,
     /// UDP port of ESP on this node; `None` takes the swarm's.
     pub data_path_port: Option<u16>,
-    /// Offloads of the task devices.
+    /// Offloads of task devices and of the data path.
     pub offload: Offload,
+    /// Those of them that are not used.
+    pub disable_offload: Offloads,
 }
 
 impl Default for Options {
@@ -139,6 +142,7 @@ impl Default for Options {
             gossip_port: DEFAULT_GOSSIP_PORT,
             data_path_port: None,
             offload: Offload::Auto,
+            disable_offload: Offloads::NONE,
         }
     }
 }
@@ -165,6 +169,8 @@ pub struct PartialOptions {
     pub data_path_port: Option<u16>,
     /// See [`Options::offload`].
     pub offload: Option<Offload>,
+    /// See [`Options::disable_offload`]: names with commas between them.
+    pub disable_offload: Option<String>,
 }
 
 impl PartialOptions {
@@ -201,6 +207,7 @@ impl PartialOptions {
             gossip_port: self.gossip_port.or(other.gossip_port),
             data_path_port: self.data_path_port.or(other.data_path_port),
             offload: self.offload.or(other.offload),
+            disable_offload: self.disable_offload.or(other.disable_offload),
         }
     }
 
@@ -217,6 +224,8 @@ impl PartialOptions {
             gossip_port: self.gossip_port.unwrap_or(default.gossip_port),
             data_path_port: self.data_path_port,
             offload: self.offload.unwrap_or(default.offload),
+            disable_offload: Offloads::parse_list(&self.disable_offload.unwrap_or_default())
+                .map_err(|error| OptionsError::Invalid(error.to_string()))?,
         };
         options.check()?;
         Ok(options)
@@ -224,6 +233,14 @@ impl PartialOptions {
 }
 
 impl Options {
+    /// What the data plane may use.
+    pub fn offloads(&self) -> Offloads {
+        match self.offload {
+            Offload::Off => Offloads::NONE,
+            Offload::Auto => Offloads::ALL.minus(self.disable_offload),
+        }
+    }
+
     fn check(&self) -> Result<(), OptionsError> {
         let invalid = |text: String| Err(OptionsError::Invalid(text));
         if self.gossip_port == 0 || self.data_path_port == Some(0) {

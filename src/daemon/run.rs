@@ -42,6 +42,7 @@ pub fn run(options: Options) -> Result<()> {
         gossip_port: options.gossip_port,
         data_path_port: options.data_path_port,
         workers: WORKERS,
+        offloads: options.offloads(),
         clock: Clock::start(),
     };
     smol::block_on(async {

@@ -1,5 +1,6 @@
 //! What the control plane tells the data plane, and what it hears from it.
 
+use super::Offloads;
 use crate::esp::{Direction, InstallError, SaIdentity, SaKeys};
 use crate::types::{EndpointKey, Epoch, Generation, NetworkId, NodeId, Transform};
 use crate::wire::esp::ControlMessage;
@@ -101,6 +102,8 @@ pub enum DataCommand {
     },
     /// Erases the SAs of an epoch with their keys, and refuses the epoch for ever.
     EraseEpoch(Epoch),
+    /// Which offloads may be used from now on; what failed the test at the start stays off.
+    SetOffloads(Offloads),
     /// Sends one control message under an SA, whether or not traffic goes by it.
     SendControl {
         /// The SA.

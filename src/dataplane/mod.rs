@@ -2,9 +2,9 @@
 //! `esp`, `overlay` and `offload`.
 //!
 //! ```text
-//! out   TUN read -> finish offload -> overlay.classify -+-> local:  TUN write
-//!                                                       +-> remote: seal in place -> batch -> sendmmsg
-//! in    recvmmsg -> SA by SPI, replay check, open in place -> overlay.accept -> TUN write
+//! out   TUN read (up to 64 KiB) -> overlay.classify -+-> local:  TUN write, as it is
+//!                                                    +-> remote: cut -> seal in place -> trains -> sendmmsg
+//! in    recvmmsg (trains) -> SA by SPI, replay check, open in place -> overlay.accept -> join -> TUN writev
 //! ```
 //!
 //! The control plane talks to it in [`DataCommand`]s and hears [`DataEvent`]s. It decides nothing by itself: which
@@ -18,12 +18,31 @@
 //! - Packets of one endpoint to one peer leave in the order in which they were read.
 //! - A panic of a worker aborts the process.
 //!
+//! Many packets as one
+//!
+//! | where | what | without it |
+//! |---|---|---|
+//! | TUN read (TSO, USO) | a super-packet of the container's kernel, cut here (`offload::Split`); its size is bounded by the helper so that it makes one train | packets one by one, finished by the kernel |
+//! | UDP send (UDP_SEGMENT) | equally long datagrams for one peer leave as one train, also those of small packets; several trains in one sendmmsg | one message for each |
+//! | UDP receive (UDP_GRO) | trains as they were sent, in several buffers of one recvmmsg | one message for each |
+//! | TUN write | packets of one flow are joined across the whole batch (`offload::Run`) and written from where they were opened | one write for each |
+//!
+//! Each can be switched off ([`Offloads`]); trains are tested by an encrypted echo at the start, and what a kernel
+//! refuses at run time is done without, for that peer or device, and said (`formic status`). An inner checksum is
+//! verified before a packet is joined: the super-packet has none, and a wrong one must stay wrong.
+//!
+//! Bounds: a device gives at most 64 KiB or 16 packets before the next has its turn, a turn reads at most 256 KiB, and
+//! at most 160 KiB wait for the socket; while it is full no device is read, and the containers' own queues fill.
+//!
 //! One worker for now. Its index is the queue number in the SPIs of the SAs it sends with.
 
 mod command;
+mod delivery;
 mod events;
 mod inbound;
+mod offloads;
 mod outbound;
+mod probe;
 mod sending;
 #[cfg(test)]
 pub(crate) mod simulated;
@@ -35,10 +54,11 @@ mod tests;
 mod worker;
 
 pub use command::{DataCommand, DataEvent, SaRefusal};
+pub use offloads::{Offload, OffloadStatus, Offloads, UnknownOffload};
 pub use socket::DataSocket;
-pub use stats::{EndpointStats, LinkStats, SaStats, Stats, Traffic};
+pub use stats::{CallStats, EndpointStats, LinkStats, SaStats, Stats, Traffic};
 
-use crate::esp::WorkerShare;
+use crate::esp::{CipherBroken, WorkerShare};
 use crate::sys::clock::Clock;
 use crate::sys::poll::{PollSet, Waker};
 use crate::types::BootId;
@@ -70,6 +90,8 @@ pub struct DataplaneConfig {
     pub clock: Clock,
     /// Worker threads; only 1 is built.
     pub workers: u8,
+    /// What may be used of what kernel and devices can do.
+    pub offloads: Offloads,
 }
 
 /// Why the data plane did not start. Nothing was left behind.
@@ -95,6 +117,9 @@ pub enum DataplaneError {
     /// A number of workers that is not built.
     #[error("{0} data plane workers were asked for: only 1 is built")]
     Workers(u8),
+    /// No library protects packets as it should.
+    #[error(transparent)]
+    Cipher(#[from] CipherBroken),
     /// The system refused a poller or a thread.
     #[error("cannot start a data plane worker: {0}")]
     Worker(#[from] io::Error),

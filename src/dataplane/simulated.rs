@@ -2,13 +2,14 @@
 //! virtual time runs. Devices are one end of a SOCK_SEQPACKET pair, which like a TUN device takes and gives one
 //! packet at a time.
 
+use super::delivery::Arrivals;
 use super::events::EventQueue;
-use super::outbound::Transmit;
-use super::sending::{Outgoing, Slot, slots};
-use super::tables::{Tables, underlay_address};
+use super::offloads::Offloads;
+use super::outbound::{Outbox, Transmit};
+use super::tables::{Abilities, Tables, underlay_address};
 use super::{DataCommand, DataEvent};
-use crate::esp::{SaDatabase, SaIdentity, SaSummary, WorkerShare};
-use crate::overlay::{DropCounters, LocalIndex};
+use crate::esp::{CipherLibrary, CipherReport, SaDatabase, SaIdentity, SaSummary, WorkerShare};
+use crate::overlay::{DropCounters, LocalIndex, PeerIndex};
 use crate::sys::poll::PollSet;
 use crate::sys::udp::ReceivedDatagram;
 use crate::types::{BootId, EndpointKey, Time};
@@ -32,7 +33,8 @@ pub(crate) struct Datagram {
 pub(crate) struct LonePlane {
     tables: Tables,
     poll: PollSet,
-    slots: Box<[Slot]>,
+    outbox: Outbox,
+    arrivals: Arrivals,
     events: Receiver<DataEvent>,
 }
 
@@ -44,8 +46,12 @@ pub(crate) fn device() -> (OwnedFd, OwnedFd) {
 impl LonePlane {
     pub(crate) fn new(boot: BootId) -> LonePlane {
         let (sender, events) = bounded(EVENTS);
-        let tables = Tables::new(SaDatabase::new(boot, WorkerShare::WHOLE), EventQueue::new(sender));
-        LonePlane { tables, poll: PollSet::new().expect("a poller"), slots: slots(), events }
+        let sas = SaDatabase::new(boot, WorkerShare::WHOLE);
+        let cipher = CipherReport { library: CipherLibrary::AwsLc, bytes_per_sec: 0.0, fell_back: false };
+        let abilities = Abilities { wanted: Offloads::NONE, failures: Vec::new(), cipher };
+        let tables = Tables::new(sas, EventQueue::new(sender), abilities);
+        let (outbox, arrivals) = (Outbox::new(false), Arrivals::new());
+        LonePlane { tables, poll: PollSet::new().expect("a poller"), outbox, arrivals, events }
     }
 
     /// Applies a batch as the worker does; the control messages in it come out sealed.
@@ -55,8 +61,8 @@ impl LonePlane {
         for command in commands {
             match command {
                 DataCommand::SendControl { outbound, message } => {
-                    match self.tables.seal_control(&outbound, message, &mut self.slots[0]) {
-                        Ok(outgoing) => sent.extend(self.datagram(outgoing, outbound)),
+                    match self.tables.seal_control(&outbound, message, &mut self.outbox.batch) {
+                        Ok(()) => sent.extend(self.datagram(|_, _| Some(outbound))),
                         Err(reason) => self.tables.drops.count(reason),
                     }
                 }
@@ -70,8 +76,10 @@ impl LonePlane {
     pub(crate) fn receive(&mut self, datagram: &[u8], now: Time) {
         self.tables.now = now;
         let length = datagram.len();
-        self.slots[0][..length].copy_from_slice(datagram);
-        self.tables.receive_one(&mut self.slots[0], ReceivedDatagram { length, truncated: false });
+        self.arrivals.buffers[0][..length].copy_from_slice(datagram);
+        self.arrivals.received[0] = ReceivedDatagram { length, segment: 0, truncated: false };
+        self.tables.receive_one(&mut self.arrivals, 0);
+        self.tables.finish_batch(&mut self.arrivals);
     }
 
     /// Takes one packet from a device; what was sealed of it, if it is for another host and may go there.
@@ -79,19 +87,20 @@ impl LonePlane {
         self.tables.now = now;
         let (number, network) =
             self.tables.endpoints.iter().find(|(_, it)| it.key == endpoint).map(|(n, it)| (n, it.network))?;
-        match self.tables.transmit_one(LocalIndex(number as u32), &mut self.slots[0]) {
-            Transmit::Sealed(outgoing) => {
-                let sending = self.tables.networks.get(network)?.links.get(&outgoing.peer)?.sending?;
-                let identity = *self.tables.sas.outbound(sending)?.identity();
-                self.datagram(outgoing, identity)
-            }
-            Transmit::Empty | Transmit::Done => None,
+        match self.tables.transmit_one(LocalIndex(number as u32), &mut self.outbox) {
+            Transmit::Empty => None,
+            Transmit::Done(_) => self.datagram(|plane, peer| {
+                let sending = plane.tables.networks.get(network)?.links.get(&peer)?.sending?;
+                Some(*plane.tables.sas.outbound(sending)?.identity())
+            }),
         }
     }
 
-    fn datagram(&self, outgoing: Outgoing, identity: SaIdentity) -> Option<Datagram> {
-        let to = underlay_address(&self.tables.peers, outgoing.peer)?.as_socket()?;
-        Some(Datagram { to, identity, payload: self.slots[0].get(..outgoing.length)?.to_vec() })
+    /// The datagram in the batch.
+    fn datagram(&mut self, identity: impl FnOnce(&LonePlane, PeerIndex) -> Option<SaIdentity>) -> Option<Datagram> {
+        let (peer, payload) = self.outbox.batch.drain().pop()?;
+        let to = underlay_address(&self.tables.peers, peer)?.as_socket()?;
+        Some(Datagram { to, identity: identity(self, peer)?, payload })
     }
 
     /// The next event.

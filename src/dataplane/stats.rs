@@ -1,6 +1,7 @@
 //! A snapshot of the data plane's counters and tables, for `formic status`.
 
-use crate::esp::{SaIdentity, SaSummary};
+use super::offloads::OffloadStatus;
+use crate::esp::{CipherReport, SaIdentity, SaSummary};
 use crate::overlay::DropCounters;
 use crate::types::{EndpointKey, NetworkId, NodeId, Time};
 use std::net::{IpAddr, SocketAddr};
@@ -16,8 +17,12 @@ pub struct Traffic {
 
 impl Traffic {
     pub(super) fn count(&mut self, bytes: usize) {
-        self.packets = self.packets.saturating_add(1);
-        self.bytes = self.bytes.saturating_add(bytes as u64);
+        self.add(Traffic { packets: 1, bytes: bytes as u64 });
+    }
+
+    pub(super) fn add(&mut self, more: Traffic) {
+        self.packets = self.packets.saturating_add(more.packets);
+        self.bytes = self.bytes.saturating_add(more.bytes);
     }
 }
 
@@ -67,7 +72,7 @@ pub struct EndpointStats {
 }
 
 /// Everything.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Stats {
     /// When it was taken.
     pub now: Time,
@@ -79,4 +84,27 @@ pub struct Stats {
     pub endpoints: Vec<EndpointStats>,
     /// Dropped packets by reason.
     pub drops: DropCounters,
+    /// Every offload.
+    pub offloads: Vec<OffloadStatus>,
+    /// What does the packets' AES-GCM.
+    pub cipher: CipherReport,
+    /// System calls for packets and what they were good for.
+    pub calls: CallStats,
+}
+
+/// System calls of the data plane that carried packets, or would have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CallStats {
+    /// read on devices.
+    pub device_reads: u64,
+    /// writev on devices.
+    pub device_writes: u64,
+    /// recvmmsg.
+    pub receives: u64,
+    /// sendmmsg.
+    pub sends: u64,
+    /// Trains of datagrams that the kernel refused.
+    pub refused_trains: u64,
+    /// Looks at the poller.
+    pub polls: u64,
 }

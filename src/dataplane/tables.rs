@@ -4,13 +4,13 @@
 mod commands;
 
 use super::events::EventQueue;
-use super::{DataEvent, EndpointStats, LinkStats, SaStats, Stats, Traffic};
-use crate::esp::{InboundIndex, OutboundIndex, SaDatabase, SaIdentity};
-use crate::offload::{FINISHED, VNET_HEADER_LEN};
-use crate::overlay::{DropCounters, DropReason, LocalIndex, NetworkTable, PeerIndex};
+use super::offloads::{Offload, OffloadStatus, Offloads};
+use super::probe::Failures;
+use super::{CallStats, DataEvent, EndpointStats, LinkStats, SaStats, Stats, Traffic};
+use crate::esp::{CipherReport, InboundIndex, OutboundIndex, SaDatabase, SaIdentity};
+use crate::overlay::{DropCounters, LocalIndex, NetworkTable, PeerIndex};
 use crate::sys::poll::Polled;
 use crate::types::{EndpointKey, Epoch, NetworkId, NodeId, Time, Transform};
-use nix::errno::Errno;
 use slab::Slab;
 use socket2::SockAddr;
 use std::collections::{BTreeSet, HashMap};
@@ -27,6 +27,8 @@ pub(super) struct Endpoint {
     pub(super) address: IpAddr,
     pub(super) tun: Polled<OwnedFd>,
     pub(super) vnet: bool,
+    /// What is used of what its device can do.
+    pub(super) offloads: Offloads,
     /// It is in the worker's queue of devices to read.
     pub(super) queued: bool,
     pub(super) sent: Traffic,
@@ -60,12 +62,35 @@ pub(super) struct Peer {
     node: NodeId,
     address: Option<SocketAddr>,
     underlay: Option<SockAddr>,
+    /// The way to it does not take trains of datagrams.
+    refuses_trains: bool,
+}
+
+impl Peer {
+    pub(super) fn takes_trains(&self) -> bool {
+        !self.refuses_trains
+    }
+
+    /// Trains were refused on the way to it, and their datagrams were taken.
+    pub(super) fn refuses_trains(&mut self) {
+        if !std::mem::replace(&mut self.refuses_trains, true) {
+            let offload = Offload::UdpGso.name();
+            tracing::info!(peer = %self.node, offload, "the kernel refuses trains of datagrams to this peer: sending them one by one");
+        }
+    }
+
+    fn set_address(&mut self, address: SocketAddr) {
+        if self.address.replace(address) != Some(address) {
+            self.refuses_trains = false;
+        }
+        self.underlay = Some(SockAddr::from(address));
+    }
 }
 
 #[cfg(test)]
 impl Peer {
     pub(super) fn at(underlay: SockAddr) -> Peer {
-        Peer { node: NodeId::from_random([0; 17]), address: None, underlay: Some(underlay) }
+        Peer { node: NodeId::from_random([0; 17]), address: None, underlay: Some(underlay), refuses_trains: false }
     }
 }
 
@@ -83,6 +108,12 @@ pub(super) struct Inbound {
 pub(super) struct Tables {
     /// When this turn began.
     pub(super) now: Time,
+    /// What may be used.
+    pub(super) offloads: Offloads,
+    /// What failed the test at the start.
+    pub(super) failures: Failures,
+    pub(super) cipher: CipherReport,
+    pub(super) calls: CallStats,
     pub(super) endpoints: Slab<Endpoint>,
     endpoint_numbers: HashMap<EndpointKey, usize>,
     pub(super) networks: Slab<Network>,
@@ -95,15 +126,29 @@ pub(super) struct Tables {
     pub(super) events: EventQueue,
 }
 
+/// What this machine is good for.
+pub(super) struct Abilities {
+    /// Offloads that may be used.
+    pub(super) wanted: Offloads,
+    /// What failed the test at the start.
+    pub(super) failures: Failures,
+    pub(super) cipher: CipherReport,
+}
+
 /// Where to send datagrams for a peer.
 pub(super) fn underlay_address(peers: &[Peer], peer: PeerIndex) -> Option<&SockAddr> {
     peers.get(peer.0 as usize)?.underlay.as_ref()
 }
 
 impl Tables {
-    pub(super) fn new(sas: SaDatabase, events: EventQueue) -> Tables {
+    pub(super) fn new(sas: SaDatabase, events: EventQueue, abilities: Abilities) -> Tables {
+        let Abilities { wanted, failures, cipher } = abilities;
         Tables {
             now: Time::default(),
+            offloads: wanted,
+            failures,
+            cipher,
+            calls: CallStats::default(),
             endpoints: Slab::new(),
             endpoint_numbers: HashMap::new(),
             networks: Slab::new(),
@@ -114,31 +159,6 @@ impl Tables {
             sas,
             drops: DropCounters::default(),
             events,
-        }
-    }
-
-    /// Writes the inner packet at `start..start + length` of `buffer` to a local endpoint. There must be
-    /// [`VNET_HEADER_LEN`] octets before it, which are overwritten.
-    pub(super) fn deliver(
-        &mut self,
-        to: LocalIndex,
-        buffer: &mut [u8],
-        start: usize,
-        length: usize,
-    ) -> Result<(), DropReason> {
-        let endpoint = self.endpoints.get_mut(to.0 as usize).ok_or(DropReason::NoSuchEndpoint)?;
-        let from = if endpoint.vnet { start.saturating_sub(VNET_HEADER_LEN) } else { start };
-        let packet = buffer.get_mut(from..start + length).ok_or(DropReason::Oversized)?;
-        if let (true, Some(header)) = (endpoint.vnet, packet.first_chunk_mut::<VNET_HEADER_LEN>()) {
-            *header = FINISHED;
-        }
-        match nix::unistd::write(&endpoint.tun, packet) {
-            Ok(_) => {
-                endpoint.received.count(length);
-                Ok(())
-            }
-            Err(Errno::EAGAIN | Errno::ENOBUFS) => Err(DropReason::DeviceQueueFull),
-            Err(_) => Err(DropReason::DeviceWriteFailed),
         }
     }
 
@@ -169,7 +189,27 @@ impl Tables {
         let sending: BTreeSet<SaIdentity> = links.iter().filter_map(|link| link.sending).collect();
         let sas = self.sas.summaries();
         let sas = sas.map(|summary| SaStats { sending: sending.contains(&summary.identity), summary }).collect();
-        Stats { now: self.now, links, sas, endpoints, drops: self.drops.clone() }
+        let (offloads, cipher, calls) = (self.offload_stats(), self.cipher, self.calls);
+        Stats { now: self.now, links, sas, endpoints, drops: self.drops.clone(), offloads, cipher, calls }
+    }
+
+    /// What is used: wanted, and not found broken.
+    pub(super) fn usable_offloads(&self) -> Offloads {
+        self.failures.iter().fold(self.offloads, |offloads, (failed, _)| offloads.without(*failed))
+    }
+
+    fn offload_stats(&self) -> Vec<OffloadStatus> {
+        let one = |&offload: &Offload| {
+            let wanted = self.offloads.has(offload);
+            let refused = match offload {
+                Offload::UdpGso => self.peers.iter().filter(|peer| peer.refuses_trains).count(),
+                Offload::UdpGro => 0,
+                _ => self.endpoints.iter().filter(|(_, it)| it.vnet && !it.takes(offload)).count(),
+            };
+            let failure = self.failures.iter().find(|(failed, _)| *failed == offload).map(|(_, why)| why.clone());
+            OffloadStatus { offload, wanted, failure, refused }
+        };
+        Offload::ALL.iter().map(one).collect()
     }
 
     fn link_stats<'a>(&'a self, network: &'a Network) -> impl Iterator<Item = LinkStats> + 'a {
@@ -191,6 +231,20 @@ impl Tables {
 }
 
 impl Endpoint {
+    /// Whether this is used with the device.
+    pub(super) fn takes(&self, offload: Offload) -> bool {
+        self.offloads.has(offload)
+    }
+
+    /// The device refused a super-packet, and took its packets.
+    pub(super) fn refuses(&mut self, offload: Offload) {
+        if self.takes(offload) {
+            self.offloads = self.offloads.without(offload);
+            let (task, offload) = (self.key.task, offload.name());
+            tracing::info!(%task, offload, "the kernel refuses super-packets for this device: writing packets one by one");
+        }
+    }
+
     fn stats(&self) -> EndpointStats {
         EndpointStats {
             endpoint: self.key,

@@ -1,11 +1,13 @@
 //! The data plane whole, over loopback: what passes, what must not, and what is counted.
 
 mod harness;
+mod offloads;
+mod refusals;
 mod sending;
 
 use super::{
-    Clock, DataCommand, DataEvent, DataSocket, Dataplane, DataplaneConfig, DataplaneError, MAX_INNER_BYTES, SaRefusal,
-    WorkerGone,
+    Clock, DataCommand, DataEvent, DataSocket, Dataplane, DataplaneConfig, DataplaneError, MAX_INNER_BYTES, Offloads,
+    SaRefusal, WorkerGone,
 };
 use crate::esp::{Direction, InstallError};
 use crate::overlay::DropReason;
@@ -555,7 +557,8 @@ fn a_device_that_is_not_read_loses_its_own_packets_only() {
 fn a_port_in_use_is_refused_with_advice() {
     let node = Node::start(2);
     let bind = node.data.address();
-    let config = DataplaneConfig { bind, boot: BootId([9; 8]), clock: Clock::start(), workers: 1 };
+    let config =
+        DataplaneConfig { bind, boot: BootId([9; 8]), clock: Clock::start(), workers: 1, offloads: Offloads::ALL };
     let error = Dataplane::start(config).err().unwrap();
     assert!(matches!(error, DataplaneError::AddressInUse(address) if address == bind));
     let text = error.to_string();

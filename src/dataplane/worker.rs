@@ -1,15 +1,18 @@
 //! One worker thread: turns of taking in commands, receiving, transmitting, and waiting only when there is nothing
 //! left to do.
 
+use super::delivery::Arrivals;
 use super::events::EventQueue;
-use super::sending::{SendBatch, Slot, slots};
-use super::tables::Tables;
-use super::{DataCommand, DataEvent, DataSocket, DataplaneConfig, Stats};
-use crate::esp::{SaDatabase, WorkerShare};
+use super::offloads::Offload;
+use super::outbound::Outbox;
+use super::tables::{Abilities, Tables};
+use super::{DataCommand, DataEvent, DataSocket, DataplaneConfig, DataplaneError, Stats, probe};
+use crate::esp::{CipherReport, SaDatabase, WorkerShare};
 use crate::overlay::{DropReason, LocalIndex};
 use crate::sys::clock::Clock;
 use crate::sys::poll::{PollSet, Polled, Readiness};
-use crate::sys::udp::{self, BATCH_DATAGRAMS, ReceivedDatagram};
+use crate::sys::udp;
+use crate::types::Time;
 use smol::channel::{Receiver, Sender, TryRecvError};
 use socket2::Socket;
 use std::collections::VecDeque;
@@ -46,10 +49,9 @@ pub(super) struct Worker {
     /// The socket may have datagrams.
     pub(super) socket_readable: bool,
     pub(super) socket_errors: u32,
-    pub(super) receive_slots: Box<[Slot]>,
-    pub(super) received: [ReceivedDatagram; BATCH_DATAGRAMS],
+    pub(super) arrivals: Arrivals,
     pub(super) tables: Tables,
-    pub(super) batch: SendBatch,
+    pub(super) outbox: Outbox,
     /// Devices that may have packets, each once.
     pub(super) ready: VecDeque<LocalIndex>,
     turns_since_poll: u32,
@@ -68,6 +70,7 @@ impl Drop for AbortOnPanic {
 }
 
 impl Worker {
+    /// Tests what the machine can do before anything depends on it.
     pub(super) fn new(
         share: WorkerShare,
         poll: PollSet,
@@ -75,22 +78,30 @@ impl Worker {
         config: DataplaneConfig,
         inbox: Receiver<Message>,
         events: Sender<DataEvent>,
-    ) -> io::Result<Worker> {
+    ) -> Result<Worker, DataplaneError> {
+        let cipher = CipherReport::select(|| config.clock.now().since(Time::default()))?;
+        let failures = probe::failures(config.offloads);
+        for (offload, error) in &failures {
+            tracing::info!(offload = offload.name(), %error, "an offload does not work here and is not used");
+        }
         let socket = poll.register(socket.into_socket(), SOCKET_KEY)?;
-        Ok(Worker {
+        let abilities = Abilities { wanted: config.offloads, failures, cipher };
+        let sas = SaDatabase::with_library(config.boot, share, cipher.library);
+        let mut worker = Worker {
             poll,
             clock: config.clock,
             inbox,
             socket,
             socket_readable: true,
             socket_errors: 0,
-            receive_slots: slots(),
-            received: [ReceivedDatagram::default(); BATCH_DATAGRAMS],
-            tables: Tables::new(SaDatabase::new(config.boot, share), EventQueue::new(events)),
-            batch: SendBatch::new(),
+            arrivals: Arrivals::new(),
+            tables: Tables::new(sas, EventQueue::new(events), abilities),
+            outbox: Outbox::new(false),
             ready: VecDeque::new(),
             turns_since_poll: 0,
-        })
+        };
+        worker.use_trains()?;
+        Ok(worker)
     }
 
     /// Runs until it is stopped or cannot go on.
@@ -139,14 +150,32 @@ impl Worker {
             match command {
                 DataCommand::Stop => return Ok(ControlFlow::Break(())),
                 DataCommand::SendControl { outbound, message } => self.send_control(&outbound, message)?,
-                other => self.tables.apply(other, &self.poll, FIRST_DEVICE_KEY),
+                other => {
+                    let of_offloads = matches!(other, DataCommand::SetOffloads(_));
+                    self.tables.apply(other, &self.poll, FIRST_DEVICE_KEY);
+                    if of_offloads {
+                        self.use_trains()?;
+                    }
+                }
             }
         }
         Ok(ControlFlow::Continue(()))
     }
 
+    /// Trains each way, as far as they may be used.
+    fn use_trains(&mut self) -> io::Result<()> {
+        let usable = self.tables.usable_offloads();
+        self.outbox.batch.set_trains(usable.has(Offload::UdpGso));
+        let receiving = usable.has(Offload::UdpGro);
+        // Kernels without UDP_GRO need not be told not to use it.
+        udp::set_receive_trains(self.socket.as_fd(), receiving)
+            .or_else(|error| if receiving { Err(error) } else { Ok(()) })
+    }
+
     fn stats(&self) -> Stats {
         let mut stats = self.tables.stats();
+        let sending = self.outbox.batch.counters();
+        (stats.calls.sends, stats.calls.refused_trains) = (sending.calls, sending.refused_trains);
         // A kernel that does not tell is no reason to show nothing.
         let by_kernel = udp::kernel_drops(self.socket.as_fd()).unwrap_or(0);
         stats.drops.count_many(DropReason::ReceiveQueueFull, by_kernel.into());
@@ -162,8 +191,9 @@ impl Worker {
         }
         self.turns_since_poll = 0;
         let timeout = if busy { Some(Duration::ZERO) } else { self.tables.events.retry_after() };
-        let Worker { poll, tables, ready, socket_readable, batch, .. } = self;
+        let Worker { poll, tables, ready, socket_readable, outbox, .. } = self;
         let mut writable = false;
+        tables.calls.polls += 1;
         poll.wait(timeout, |Readiness { key, readable, writable: room }| {
             if key == SOCKET_KEY {
                 *socket_readable |= readable;
@@ -174,15 +204,15 @@ impl Worker {
                 ready.push_back(LocalIndex((key - FIRST_DEVICE_KEY) as u32));
             }
         })?;
-        if writable && batch.is_blocked() {
-            batch.unblock();
+        if writable && outbox.batch.is_blocked() {
+            outbox.batch.unblock();
             self.socket.watch_writable(false)?;
         }
         Ok(())
     }
 
     fn has_work(&self) -> bool {
-        let can_transmit = !self.ready.is_empty() && !self.batch.is_blocked();
+        let can_transmit = !self.ready.is_empty() && !self.outbox.batch.is_blocked();
         self.socket_readable || can_transmit || !self.inbox.is_empty()
     }
 }

@@ -1,4 +1,5 @@
-//! AES-256-GCM over buffers in place: aws-lc for packets, `aes-gcm` as its oracle and where aws-lc is not wanted.
+//! AES-256-GCM over buffers in place, by one of two libraries: aws-lc, and the portable `aes-gcm`, which is its oracle
+//! and takes its place if it fails the test at the start ([`CipherReport::select`]).
 
 use crate::types::Key32;
 use aes_gcm::aead::{AeadInOut, KeyInit};
@@ -8,6 +9,25 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 pub(super) const NONCE_LEN: usize = 12;
 /// Octets of a tag.
 pub(super) const TAG_LEN: usize = 16;
+
+/// Who does AES-GCM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CipherLibrary {
+    /// aws-lc, the fast one.
+    AwsLc,
+    /// `aes-gcm`, the portable one.
+    Portable,
+}
+
+impl CipherLibrary {
+    /// Its name in `formic status`.
+    pub fn name(self) -> &'static str {
+        match self {
+            CipherLibrary::AwsLc => "aws-lc",
+            CipherLibrary::Portable => "aes-gcm",
+        }
+    }
+}
 
 /// An expanded AES-256-GCM key. The caller answers for nonces that never repeat.
 pub struct PacketCipher(Library);
@@ -22,17 +42,16 @@ enum Library {
 pub(super) struct BadTag;
 
 impl PacketCipher {
-    /// The fast one: aws-lc.
-    pub fn new(key: &Key32) -> PacketCipher {
-        match UnboundKey::new(&AES_256_GCM, key.expose()) {
-            Ok(unbound) => PacketCipher(Library::AwsLc(LessSafeKey::new(unbound))),
-            Err(_) => PacketCipher::portable(key),
+    /// A key for this library.
+    pub fn new(library: CipherLibrary, key: &Key32) -> PacketCipher {
+        let unbound = match library {
+            CipherLibrary::AwsLc => UnboundKey::new(&AES_256_GCM, key.expose()).ok(),
+            CipherLibrary::Portable => None,
+        };
+        match unbound {
+            Some(unbound) => PacketCipher(Library::AwsLc(LessSafeKey::new(unbound))),
+            None => PacketCipher(Library::RustCrypto(Box::new(aes_gcm::Aes256Gcm::new(key.expose().into())))),
         }
-    }
-
-    /// The portable one: `aes-gcm`.
-    pub fn portable(key: &Key32) -> PacketCipher {
-        PacketCipher(Library::RustCrypto(Box::new(aes_gcm::Aes256Gcm::new(key.expose().into()))))
     }
 
     /// Encrypts `body` in place and returns the tag over `aad` and it.
@@ -70,6 +89,10 @@ impl PacketCipher {
         }
     }
 }
+
+mod select;
+
+pub use select::{CipherBroken, CipherReport};
 
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@
 //!   ([`InstallError::needs_new_boot`]).
 
 use super::schedule::{MAX_QUEUES, SaIdentity, SaKeys, spi};
-use super::{EspDrop, InboundSa, Opened, OutboundSa, SaTraffic, Sealed};
+use super::{CipherLibrary, EspDrop, InboundSa, Opened, OutboundSa, SaTraffic, Sealed};
 use crate::types::{BootId, Epoch, Spi, Time};
 use crate::wire::esp::{Datagram, MAX_DATAGRAM_LEN, NextHeader, classify};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -116,6 +116,7 @@ pub struct Received {
 pub struct SaDatabase {
     boot: BootId,
     share: WorkerShare,
+    library: CipherLibrary,
     outbound: Table<OutboundSa>,
     inbound: Table<InboundSa>,
     by_spi: HashMap<Spi, Candidates>,
@@ -127,9 +128,15 @@ pub struct SaDatabase {
 impl SaDatabase {
     /// The database of one worker in one boot of the node. There must be one at most for each.
     pub fn new(boot: BootId, share: WorkerShare) -> SaDatabase {
+        SaDatabase::with_library(boot, share, CipherLibrary::AwsLc)
+    }
+
+    /// The same, with the library that the self-test chose ([`super::CipherReport`]).
+    pub fn with_library(boot: BootId, share: WorkerShare, library: CipherLibrary) -> SaDatabase {
         SaDatabase {
             boot,
             share,
+            library,
             outbound: Table::default(),
             inbound: Table::default(),
             by_spi: HashMap::new(),
@@ -151,7 +158,8 @@ impl SaDatabase {
             self.outbound.get_mut(handle).into_iter().for_each(|sa| sa.set_enabled(true));
             return Ok(OutboundIndex(handle));
         }
-        let handle = self.outbound.insert(identity, || OutboundSa::new(keys))?;
+        let library = self.library;
+        let handle = self.outbound.insert(identity, || OutboundSa::new(keys, library))?;
         Ok(OutboundIndex(handle))
     }
 
@@ -169,7 +177,8 @@ impl SaDatabase {
         if taken == MAX_CANDIDATES {
             return Err(InstallError::SpiCrowded(spi));
         }
-        let handle = self.inbound.insert(identity, || InboundSa::new(keys))?;
+        let library = self.library;
+        let handle = self.inbound.insert(identity, || InboundSa::new(keys, library))?;
         self.by_spi.entry(spi).or_default().push(handle);
         if taken > 0 {
             self.scratch.resize(MAX_DATAGRAM_LEN, 0);

@@ -27,7 +27,7 @@ mod replay;
 mod sa;
 mod schedule;
 
-pub use aead::PacketCipher;
+pub use aead::{CipherBroken, CipherLibrary, CipherReport, PacketCipher};
 pub use counter::{CounterAnswer, HARD_LIMIT_PACKETS, PacketCounter, SOFT_LIMIT_PACKETS};
 pub use database::{
     Direction, InboundIndex, InstallError, MAX_CANDIDATES, MAX_ERASED_EPOCHS, MAX_SAS_PER_DIRECTION, OutboundIndex,

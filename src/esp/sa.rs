@@ -5,7 +5,7 @@
 //! 3. AES-GMAC (RFC 4543): AAD = the same || IV || body; the body stays in clear. The library wants the AAD in one
 //!    piece, and the high word does not travel: the body makes room for it by moving 4 octets towards the ICV.
 
-use super::aead::{BadTag, NONCE_LEN, PacketCipher, TAG_LEN};
+use super::aead::{BadTag, CipherLibrary, NONCE_LEN, PacketCipher, TAG_LEN};
 use super::counter::{CounterAnswer, PacketCounter};
 use super::replay::ReplayWindow;
 use super::schedule::{SALT_LEN, SaIdentity, SaKeys, spi};
@@ -114,11 +114,11 @@ impl PacketNumber {
 }
 
 impl Core {
-    fn new(keys: &SaKeys) -> Core {
+    fn new(keys: &SaKeys, library: CipherLibrary) -> Core {
         Core {
             identity: *keys.identity(),
             spi: spi(keys.identity()),
-            cipher: PacketCipher::new(keys.key()),
+            cipher: PacketCipher::new(library, keys.key()),
             salt: keys.salt(),
             enabled: true,
             traffic: SaTraffic::default(),
@@ -183,14 +183,14 @@ impl Core {
 
 impl OutboundSa {
     /// The database makes SAs, once for each identity.
-    pub(super) fn new(keys: &SaKeys) -> OutboundSa {
-        OutboundSa { core: Core::new(keys), counter: PacketCounter::new() }
+    pub(super) fn new(keys: &SaKeys, library: CipherLibrary) -> OutboundSa {
+        OutboundSa { core: Core::new(keys, library), counter: PacketCounter::new() }
     }
 
     /// An SA that has already sent `used` packets.
     #[cfg(test)]
     pub(super) fn with_counter(keys: &SaKeys, used: u64) -> OutboundSa {
-        OutboundSa { core: Core::new(keys), counter: PacketCounter::with_counter(used) }
+        OutboundSa { core: Core::new(keys, CipherLibrary::AwsLc), counter: PacketCounter::with_counter(used) }
     }
 
     /// Seals the `inner_len` octets at [`HEADROOM`] in `buffer` in place. The datagram starts at the front of the
@@ -254,8 +254,8 @@ impl OutboundSa {
 
 impl InboundSa {
     /// The database makes SAs, once for each identity.
-    pub(super) fn new(keys: &SaKeys) -> InboundSa {
-        InboundSa { core: Core::new(keys), window: ReplayWindow::default() }
+    pub(super) fn new(keys: &SaKeys, library: CipherLibrary) -> InboundSa {
+        InboundSa { core: Core::new(keys, library), window: ReplayWindow::default() }
     }
 
     /// Verifies and decrypts a datagram in place. After an error the datagram may be destroyed.

@@ -1,13 +1,15 @@
 //! Network interfaces of the current thread's namespace: addresses, MTU, flags, and what the host's look like.
 //!
 //! By ioctl, not netlink: six settings on a device that was just made need no message builder, no socket
-//! protocol and no further crate; the ioctls are frozen and their errors are plain `errno`s. What only netlink
-//! can do (IPv6 addresses, `gso_max_size`) comes with the feature that needs it.
+//! protocol and no further crate; the ioctls are frozen and their errors are plain `errno`s. The one setting that
+//! only netlink knows is one message of fixed form. IPv6 addresses come with the feature that needs them.
 
 use super::{check, explain};
 use ipnet::{IpNet, Ipv4Net};
 use nix::ifaddrs::getifaddrs;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrStorage, socket};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrStorage, socket,
+};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -82,6 +84,53 @@ pub fn set_queue_len(name: &str, packets: u32) -> io::Result<()> {
     let mut set = request(name)?;
     set.ifr_ifru.ifru_metric = packets as libc::c_int;
     ioctl(libc::SIOCSIFTXQLEN, &mut set).map_err(|error| explain(format_args!("set the queue length of {name}"), error))
+}
+
+/// Bounds the super-packets that the kernel builds for the interface: their octets, headers included, and the packets
+/// that each will be cut into (IFLA_GSO_MAX_SIZE, IFLA_GSO_MAX_SEGS).
+pub fn set_gso_limits(name: &str, max_bytes: u32, max_packets: u32) -> io::Result<()> {
+    let what = format_args!("limit the super-packets of {name} to {max_bytes} bytes");
+    let index = nix::net::if_::if_nametoindex(name).map_err(|error| explain(what, error))?;
+    let mut message = Vec::new();
+    let length = NETLINK_HEADER_LEN + LINK_MESSAGE_LEN + 2 * ATTRIBUTE_LEN;
+    // struct nlmsghdr: length, type, flags, sequence, port.
+    message.extend((length as u32).to_ne_bytes());
+    message.extend(libc::RTM_NEWLINK.to_ne_bytes());
+    message.extend(((libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16).to_ne_bytes());
+    message.extend([0; 8]);
+    // struct ifinfomsg: family, type, index, flags, mask of flags to change.
+    message.extend([0; 4]);
+    message.extend(index.to_ne_bytes());
+    message.extend([0; 8]);
+    for (attribute, value) in [(IFLA_GSO_MAX_SIZE, max_bytes), (IFLA_GSO_MAX_SEGS, max_packets)] {
+        message.extend((ATTRIBUTE_LEN as u16).to_ne_bytes());
+        message.extend(attribute.to_ne_bytes());
+        message.extend(value.to_ne_bytes());
+    }
+    ask_kernel(&message).map_err(|error| explain(what, error))
+}
+
+const NETLINK_HEADER_LEN: usize = 16;
+const LINK_MESSAGE_LEN: usize = 16;
+const ATTRIBUTE_LEN: usize = 8;
+/// linux/if_link.h.
+const IFLA_GSO_MAX_SEGS: u16 = 40;
+const IFLA_GSO_MAX_SIZE: u16 = 41;
+
+/// Sends one netlink message and waits for its acknowledgement.
+fn ask_kernel(message: &[u8]) -> io::Result<()> {
+    let kind = SockType::Raw;
+    let socket = socket(AddressFamily::Netlink, kind, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
+    nix::sys::socket::send(socket.as_raw_fd(), message, MsgFlags::empty())?;
+    let mut answer = [0; 512];
+    let length = nix::sys::socket::recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+    // struct nlmsgerr after the header: the negative error number, 0 for done.
+    let error = answer.get(NETLINK_HEADER_LEN..length).and_then(|rest| rest.first_chunk().copied());
+    match error.map(i32::from_ne_bytes) {
+        Some(0) => Ok(()),
+        Some(error) => Err(io::Error::from_raw_os_error(-error)),
+        None => Err(io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer is too short")),
+    }
 }
 
 /// Brings the interface up; its address must be set before, or the route to its network is missing.

@@ -1,29 +1,37 @@
-//! Waiting for file descriptors: `polling` with the registration tied to the life of what is registered, so that
-//! no caller can break its rule that a source is taken out before it is closed.
+//! Waiting for file descriptors: epoll with the registration tied to the life of what is registered. One system call
+//! for each look.
 //!
 //! All interest is edge-triggered: who is told that a source is readable reads until it would block.
 
-use polling::{Event, Events, PollMode, Poller};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Events taken from the kernel in one look; more are told by the next.
+const MAX_EVENTS: usize = 64;
+
+/// The key of the wake-up descriptor.
+const WAKE_KEY: u64 = u64::MAX;
+
 /// One thread's poller.
 pub struct PollSet {
-    poller: Arc<Poller>,
-    events: Events,
+    epoll: Arc<Epoll>,
+    wake: Arc<EventFd>,
+    events: [EpollEvent; MAX_EVENTS],
 }
 
 /// Wakes the thread that waits in a [`PollSet`].
 #[derive(Clone)]
-pub struct Waker(Arc<Poller>);
+pub struct Waker(Arc<EventFd>);
 
 /// A source of events, registered in a [`PollSet`] for as long as it lives.
 pub struct Polled<S: AsFd + AsRawFd> {
     source: S,
-    key: usize,
-    poller: Arc<Poller>,
+    key: u64,
+    epoll: Arc<Epoll>,
 }
 
 /// What happened to the source that was registered with `key`.
@@ -40,44 +48,79 @@ pub struct Readiness {
 impl PollSet {
     /// A poller without sources.
     pub fn new() -> io::Result<PollSet> {
-        Ok(PollSet { poller: Arc::new(Poller::new()?), events: Events::new() })
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        epoll.add(&wake, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, WAKE_KEY))?;
+        Ok(PollSet { epoll: Arc::new(epoll), wake: Arc::new(wake), events: [EpollEvent::empty(); MAX_EVENTS] })
     }
 
     /// Wakes this poller from any thread.
     pub fn waker(&self) -> Waker {
-        Waker(Arc::clone(&self.poller))
+        Waker(Arc::clone(&self.wake))
     }
 
     /// Tells with `key` when `source` becomes readable. `usize::MAX` is no key.
     pub fn register<S: AsFd + AsRawFd>(&self, source: S, key: usize) -> io::Result<Polled<S>> {
-        // SAFETY: `Polled` owns the source and takes it out of the poller before it drops it.
-        unsafe { self.poller.add_with_mode(&source, Event::readable(key), PollMode::Edge)? };
-        Ok(Polled { source, key, poller: Arc::clone(&self.poller) })
+        let key = key as u64;
+        if key == WAKE_KEY {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "this key is taken"));
+        }
+        self.epoll.add(&source, EpollEvent::new(READABLE, key))?;
+        Ok(Polled { source, key, epoll: Arc::clone(&self.epoll) })
     }
 
-    /// Waits for events, a wake-up or the timeout (`None`: for ever) and passes the events on.
+    /// Waits for events, a wake-up or the timeout (`None`: for ever; else in whole milliseconds, rounded up) and
+    /// passes the events on.
     pub fn wait(&mut self, timeout: Option<Duration>, mut on_event: impl FnMut(Readiness)) -> io::Result<()> {
-        self.events.clear();
-        self.poller.wait(&mut self.events, timeout)?;
-        for event in self.events.iter() {
-            on_event(Readiness { key: event.key, readable: event.readable, writable: event.writable });
+        let timeout = match timeout {
+            None => EpollTimeout::NONE,
+            Some(timeout) => {
+                let millis = timeout.as_nanos().div_ceil(1_000_000);
+                EpollTimeout::try_from(millis.min(i32::MAX as u128) as i32).unwrap_or(EpollTimeout::ZERO)
+            }
+        };
+        let count = match self.epoll.wait(&mut self.events, timeout) {
+            Ok(count) => count,
+            Err(nix::errno::Errno::EINTR) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        for event in self.events.iter().take(count) {
+            if event.data() == WAKE_KEY {
+                // Nothing to read is fine: somebody else's wake-up was taken with an earlier one.
+                let _ = self.wake.read();
+                continue;
+            }
+            let flags = event.events();
+            let ended = flags.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR | EpollFlags::EPOLLRDHUP);
+            on_event(Readiness {
+                key: event.data() as usize,
+                readable: ended || flags.contains(EpollFlags::EPOLLIN),
+                writable: flags.contains(EpollFlags::EPOLLOUT),
+            });
         }
         Ok(())
     }
 }
 
+/// Interest in reading; errors are always told.
+const READABLE: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLRDHUP).union(EpollFlags::EPOLLET);
+
 impl Waker {
     /// Makes the current or the next wait return.
     pub fn wake(&self) -> io::Result<()> {
-        self.0.notify()
+        match self.0.write(1) {
+            // The counter is full of wake-ups that were not seen yet.
+            Ok(_) | Err(nix::errno::Errno::EAGAIN) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 
 impl<S: AsFd + AsRawFd> Polled<S> {
     /// Whether to be told also when the source becomes writable. What is the case already is told at once.
     pub fn watch_writable(&self, on: bool) -> io::Result<()> {
-        let interest = if on { Event::all(self.key) } else { Event::readable(self.key) };
-        self.poller.modify_with_mode(&self.source, interest, PollMode::Edge)
+        let interest = if on { READABLE | EpollFlags::EPOLLOUT } else { READABLE };
+        Ok(self.epoll.modify(&self.source, &mut EpollEvent::new(interest, self.key))?)
     }
 
     /// The source.
@@ -95,7 +138,7 @@ impl<S: AsFd + AsRawFd> AsFd for Polled<S> {
 impl<S: AsFd + AsRawFd> Drop for Polled<S> {
     fn drop(&mut self) {
         // It fails only for a source that is not registered, and then there is nothing to take out.
-        let _ = self.poller.delete(&self.source);
+        let _ = self.epoll.delete(&self.source);
     }
 }
 

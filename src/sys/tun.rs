@@ -90,17 +90,8 @@ impl TunDevice {
 
     /// The offload mask is state of the device that survives its last owner: never inherit one.
     fn without_offloads(fd: OwnedFd, driver: TunDriver) -> io::Result<TunDevice> {
-        let device = TunDevice { fd, driver };
-        device.set_offload(0)?;
-        Ok(device)
-    }
-
-    /// Sets the offload mask (`TUN_F_*`): what the reader of this device is ready to receive unfinished.
-    pub fn set_offload(&self, mask: u32) -> io::Result<()> {
-        // SAFETY: TUNSETOFFLOAD takes its argument by value.
-        check(unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETOFFLOAD as _, libc::c_ulong::from(mask)) })
-            .map(drop)
-            .map_err(|error| explain("set the offloads of a TUN device", error))
+        set_offload_mask(fd.as_fd(), 0).map_err(|error| explain("set the offloads of a TUN device", error))?;
+        Ok(TunDevice { fd, driver })
     }
 
     /// How packets are framed.
@@ -148,6 +139,37 @@ impl From<TunDevice> for OwnedFd {
     fn from(device: TunDevice) -> OwnedFd {
         device.fd
     }
+}
+
+/// What a device hands over unfinished.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Unfinished {
+    /// TCP super-packets of both IP versions, with and without CWR.
+    pub tcp: bool,
+    /// UDP super-packets (Linux 6.2 or newer).
+    pub udp: bool,
+}
+
+/// Tells the device that its reader finishes checksums and cuts super-packets, of UDP and TCP if wanted and if the
+/// kernel can; answers what it will hand over. The device must have been opened with [`TunDriver::Vnet`].
+pub fn accept_unfinished(device: BorrowedFd<'_>, tcp: bool, udp: bool) -> Unfinished {
+    const TCP: u32 = libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+    const UDP: u32 = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+    let tries = [Unfinished { tcp, udp }, Unfinished { tcp, udp: false }, Unfinished::default()];
+    let accepted = tries.into_iter().find(|wanted| {
+        let parts = [(wanted.tcp, TCP), (wanted.udp, UDP)].map(|(on, mask)| if on { mask } else { 0 });
+        let mask = parts.into_iter().fold(0, |mask, part| mask | part);
+        // Super-packets have open checksums.
+        let mask = if mask == 0 { 0 } else { mask | libc::TUN_F_CSUM };
+        set_offload_mask(device, mask).is_ok()
+    });
+    accepted.unwrap_or_default()
+}
+
+/// Sets the offload mask (`TUN_F_*`): what the reader of this device is ready to receive unfinished.
+fn set_offload_mask(device: BorrowedFd<'_>, mask: u32) -> io::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes its argument by value.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETOFFLOAD as _, libc::c_ulong::from(mask)) }).map(drop)
 }
 
 fn device_error(error: io::Error) -> io::Error {

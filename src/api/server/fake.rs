@@ -293,6 +293,7 @@ impl Backend for Fake {
             epochs: vec![(1, "current".into()), (2, "next".into())],
             drops: BTreeMap::from([("gossip.unauthentic".to_owned(), 3)]),
             tasks: Vec::new(),
+            data_path: vec![("cipher".into(), "aws-lc, 7.3 GB/s".into()), ("tso".into(), "on".into())],
         })
     }
 

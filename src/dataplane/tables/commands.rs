@@ -1,17 +1,18 @@
 //! Commands of the control plane, applied to the tables. Everything here is idempotent.
 
+use super::super::offloads::{Offload, Offloads};
 use super::super::{DataCommand, DataEvent, SaRefusal};
 use super::{Endpoint, Inbound, Link, MAX_PEERS, Network, Peer, Tables};
 use crate::esp::{Direction, SaIdentity, SaKeys};
 use crate::overlay::{LocalIndex, NetworkTable, PeerIndex, RemoteUpdate};
 use crate::sys::poll::PollSet;
+use crate::sys::tun;
 use crate::types::{EndpointKey, Epoch, Generation, NetworkId, NodeId, Transform};
 use ipnet::IpNet;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use socket2::SockAddr;
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// A device on its way in.
 struct NewEndpoint {
@@ -41,8 +42,7 @@ impl Tables {
             DataCommand::RemovePeer { network, peer } => self.remove_peer(network, peer),
             DataCommand::SetPeerAddress { peer, address } => {
                 if let Some(peer) = self.peer_mut(peer) {
-                    peer.address = Some(address);
-                    peer.underlay = Some(SockAddr::from(address));
+                    peer.set_address(address);
                 }
             }
             DataCommand::InstallSa { identity, keys, direction } => {
@@ -58,7 +58,17 @@ impl Tables {
             }
             DataCommand::StopSending { network, peer } => self.stop_sending(network, peer),
             DataCommand::EraseEpoch(epoch) => self.erase_epoch(epoch),
+            DataCommand::SetOffloads(wanted) => self.set_offloads(wanted),
             DataCommand::SendControl { .. } | DataCommand::Stop => {}
+        }
+    }
+
+    /// A device that refused something is asked again.
+    fn set_offloads(&mut self, wanted: Offloads) {
+        self.offloads = wanted;
+        let usable = self.usable_offloads();
+        for (_, endpoint) in self.endpoints.iter_mut().filter(|(_, endpoint)| endpoint.vnet) {
+            endpoint.offloads = device_offloads(endpoint.tun.source(), usable);
         }
     }
 
@@ -89,6 +99,7 @@ impl Tables {
         self.remove_endpoint(key);
         let network = *self.network_numbers.get(&key.network).ok_or("its network is not known")?;
         set_nonblocking(&tun).map_err(|error| format!("cannot make its device non-blocking: {error}"))?;
+        let offloads = if vnet { device_offloads(&tun, self.usable_offloads()) } else { Offloads::NONE };
         let entry = self.endpoints.vacant_entry();
         let number = entry.key();
         let table = &mut self.networks.get_mut(network).ok_or("its network is not known")?.table;
@@ -100,6 +111,7 @@ impl Tables {
             address,
             tun,
             vnet,
+            offloads,
             queued: false,
             sent: Default::default(),
             received: Default::default(),
@@ -214,7 +226,7 @@ impl Tables {
             return None;
         }
         let peer = PeerIndex(self.peers.len() as u32);
-        self.peers.push(Peer { node, address: None, underlay: None });
+        self.peers.push(Peer { node, address: None, underlay: None, refuses_trains: false });
         self.peer_numbers.insert(node, peer);
         Some(peer)
     }
@@ -233,4 +245,14 @@ impl Tables {
 fn set_nonblocking(device: &OwnedFd) -> nix::Result<()> {
     let flags = OFlag::from_bits_retain(fcntl(device, FcntlArg::F_GETFL)?);
     fcntl(device, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map(drop)
+}
+
+/// Tells a device what its reader can finish, and answers what is used with it. What is no TUN device (in tests) gives
+/// finished packets.
+fn device_offloads(device: &impl AsFd, wanted: Offloads) -> Offloads {
+    let (tso, uso) = (wanted.has(Offload::Tso), wanted.has(Offload::Uso));
+    let accepted = tun::accept_unfinished(device.as_fd(), tso, uso);
+    let of_reading = [(Offload::Tso, accepted.tcp), (Offload::Uso, accepted.udp)];
+    let refused = of_reading.into_iter().filter(|(_, accepted)| !accepted);
+    refused.fold(wanted, |offloads, (offload, _)| offloads.without(offload))
 }

@@ -1,8 +1,10 @@
 //! Two nodes in one process: data planes on loopback addresses, and containers whose devices are one end of a
 //! SOCK_SEQPACKET pair, which like a TUN device takes and gives one packet at a time.
 
-use crate::dataplane::{Clock, DataCommand, DataEvent, Dataplane, DataplaneConfig, Stats};
+use crate::dataplane::{Clock, DataCommand, DataEvent, Dataplane, DataplaneConfig, Offloads, Stats};
 use crate::esp::{Direction, SaIdentity, SaKeys};
+use crate::offload::testing::normalised;
+use crate::offload::{Split, VnetHeader};
 use crate::overlay::DropReason;
 use crate::types::{
     BootId, ClusterId, EndpointKey, Epoch, Fork, Generation, Key32, NetworkId, NodeId, PublicKey, TaskId, Transform,
@@ -10,9 +12,12 @@ use crate::types::{
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use smol::channel::Receiver;
 use smol::future::FutureExt as _;
+
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// Nothing on loopback takes this long; a test that waits longer fails.
@@ -37,9 +42,13 @@ pub(super) struct Node {
 
 impl Node {
     pub(super) fn start(number: u8) -> Node {
+        Node::start_with(number, Offloads::ALL)
+    }
+
+    pub(super) fn start_with(number: u8, offloads: Offloads) -> Node {
         let boot = BootId([number; 8]);
         let bind = SocketAddr::from(([127, 0, 0, number], 0));
-        let config = DataplaneConfig { bind, boot, clock: Clock::start(), workers: 1 };
+        let config = DataplaneConfig { bind, boot, clock: Clock::start(), workers: 1, offloads };
         let data = Dataplane::start(config).unwrap();
         let events = data.events();
         Node { data, id: NodeId::from_random([number; 17]), boot, events }
@@ -89,7 +98,7 @@ impl Node {
         let address: IpAddr = address.parse().unwrap();
         let endpoint = endpoint_key(network_number, address);
         self.apply(vec![DataCommand::AddEndpoint { endpoint, address, tun, vnet }]);
-        Container { socket, address, endpoint, vnet }
+        Container { socket, address, endpoint, vnet, cut: Mutex::default() }
     }
 
     pub(super) fn set_network(&self, number: u8, transform: Transform) {
@@ -163,7 +172,11 @@ pub(super) struct Pair {
 impl Pair {
     /// Both know each other and send with epoch 1.
     pub(super) fn start(transform: Transform) -> Pair {
-        let pair = Pair { a: Node::start(2), b: Node::start(3), transform };
+        Pair::start_with(transform, Offloads::ALL)
+    }
+
+    pub(super) fn start_with(transform: Transform, offloads: Offloads) -> Pair {
+        let pair = Pair { a: Node::start_with(2, offloads), b: Node::start_with(3, offloads), transform };
         for (node, peer) in [(&pair.a, &pair.b), (&pair.b, &pair.a)] {
             node.set_network(NETWORK, transform);
             node.set_peer_address(peer, peer.data.address());
@@ -213,6 +226,8 @@ pub(super) struct Container {
     pub(super) address: IpAddr,
     pub(super) endpoint: EndpointKey,
     vnet: bool,
+    /// What a super-packet was cut into.
+    cut: Mutex<VecDeque<Vec<u8>>>,
 }
 
 impl Container {
@@ -226,14 +241,23 @@ impl Container {
         self.send(&packet(self.address, destination.address, payload));
     }
 
-    /// The next packet that was delivered, which must come in time.
+    /// The next packet that was delivered, which must come in time; of a super-packet the next of those that the
+    /// container's kernel would cut it into.
     pub(super) fn receive(&self) -> Vec<u8> {
-        let mut buffer = vec![0; 20_000];
+        loop {
+            if let Some(packet) = self.cut.lock().unwrap().pop_front() {
+                return packet;
+            }
+            let frame = self.receive_frame();
+            self.cut.lock().unwrap().extend(if self.vnet { cut(&frame) } else { vec![frame] });
+        }
+    }
+
+    /// What is written to the device next, as it is.
+    pub(super) fn receive_frame(&self) -> Vec<u8> {
+        let mut buffer = vec![0; 70_000];
         let length = self.socket.recv(&mut buffer).expect("a packet in time");
         buffer.truncate(length);
-        if self.vnet {
-            assert_eq!(buffer.drain(..10).collect::<Vec<u8>>(), [0; 10], "a finished packet");
-        }
         buffer
     }
 
@@ -243,11 +267,30 @@ impl Container {
     }
 
     pub(super) fn expect_nothing(&self) {
+        assert!(self.cut.lock().unwrap().is_empty());
         self.socket.set_nonblocking(true).unwrap();
         let error = self.socket.recv(&mut [0; 10]).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
         self.socket.set_nonblocking(false).unwrap();
     }
+}
+
+/// The packets that a frame with a virtio header stands for.
+pub(super) fn cut(frame: &[u8]) -> Vec<Vec<u8>> {
+    let (header, packet) = frame.split_first_chunk().expect("a header");
+    let header = VnetHeader::parse(header).expect("a header that can be read");
+    if header.gso.is_none() {
+        let mut packet = packet.to_vec();
+        crate::offload::finish(&header, &mut packet).expect("a packet that can be finished");
+        return vec![packet];
+    }
+    let split = Split::plan(&header, packet).expect("a super-packet that can be cut");
+    let write = |index| {
+        let mut out = vec![0; split.len(index)];
+        split.write(index, packet, &mut out).expect("a packet");
+        normalised(out)
+    };
+    (0..split.count()).map(write).collect()
 }
 
 /// A UDP packet of the overlay.

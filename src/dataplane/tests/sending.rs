@@ -3,7 +3,7 @@
 
 use crate::dataplane::DataEvent;
 use crate::dataplane::events::EventQueue;
-use crate::dataplane::sending::{Outgoing, SendBatch};
+use crate::dataplane::sending::SendBatch;
 use crate::dataplane::tables::Peer;
 use crate::overlay::{DropCounters, DropReason, PeerIndex};
 use crate::sys::udp::BATCH_DATAGRAMS;
@@ -24,30 +24,30 @@ fn full_sized_receiver() -> (UnixDatagram, SockAddr) {
 
 fn fill(batch: &mut SendBatch, peers: impl Iterator<Item = u32>) {
     for (number, peer) in (0u8..).zip(peers) {
-        batch.free_slot().unwrap()[0] = number;
-        batch.push(Outgoing { length: 1, peer: PeerIndex(peer) });
+        batch.space(1).unwrap()[0] = number;
+        batch.push(PeerIndex(peer), 1);
     }
 }
 
 #[test]
 fn a_full_socket_blocks_the_batch_and_loses_nothing() {
     let (receiver, address) = full_sized_receiver();
-    let (sender, peers) = (UnixDatagram::unbound().unwrap(), [Peer::at(address)]);
-    let (mut batch, mut drops) = (SendBatch::new(), DropCounters::default());
+    let (sender, mut peers) = (UnixDatagram::unbound().unwrap(), [Peer::at(address)]);
+    let (mut batch, mut drops) = (SendBatch::new(false), DropCounters::default());
     fill(&mut batch, std::iter::repeat_n(0, BATCH_DATAGRAMS));
-    assert!(batch.free_slot().is_none());
+    assert!(batch.space(1).is_none());
     let mut arrived = Vec::new();
     let mut blocks = 0;
-    batch.flush(sender.as_fd(), &peers, &mut drops);
+    batch.flush(sender.as_fd(), &mut peers, &mut drops);
     while batch.is_blocked() {
         blocks += 1;
-        assert!(batch.free_slot().is_none(), "what waits keeps its buffer");
+        assert!(batch.space(1).is_none(), "what waits keeps its buffer");
         let mut byte = [0];
         while receiver.recv(&mut byte).is_ok() {
             arrived.extend(byte);
         }
         batch.unblock();
-        batch.flush(sender.as_fd(), &peers, &mut drops);
+        batch.flush(sender.as_fd(), &mut peers, &mut drops);
     }
     let mut byte = [0];
     while receiver.recv(&mut byte).is_ok() {
@@ -56,18 +56,18 @@ fn a_full_socket_blocks_the_batch_and_loses_nothing() {
     assert!(blocks > 0, "the socket was never full");
     assert_eq!(arrived, (0..BATCH_DATAGRAMS as u8).collect::<Vec<u8>>());
     assert_eq!(drops.total(), 0);
-    assert!(batch.free_slot().is_some());
+    assert!(batch.space(1).is_some());
 }
 
 #[test]
 fn each_refusal_costs_one_datagram() {
     let (receiver, address) = full_sized_receiver();
     let nowhere = SockAddr::from("[::1]:9".parse::<std::net::SocketAddr>().unwrap());
-    let peers = [Peer::at(address), Peer::at(nowhere)];
+    let mut peers = [Peer::at(address), Peer::at(nowhere)];
     let sender = UnixDatagram::unbound().unwrap();
-    let (mut batch, mut drops) = (SendBatch::new(), DropCounters::default());
+    let (mut batch, mut drops) = (SendBatch::new(false), DropCounters::default());
     fill(&mut batch, [1, 0, 1, 1, 2, 0, 2].into_iter());
-    batch.flush(sender.as_fd(), &peers, &mut drops);
+    batch.flush(sender.as_fd(), &mut peers, &mut drops);
     let mut byte = [0];
     for number in [1, 5] {
         assert_eq!((receiver.recv(&mut byte).unwrap(), byte), (1, [number]));

