@@ -78,10 +78,10 @@ impl Offloads {
 
     /// Reads a list of names with commas between them, `all` for all.
     pub fn parse_list(text: &str) -> Result<Offloads, UnknownOffload> {
-        let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
-        words.fold(Ok(Offloads::NONE), |offloads, word| {
-            let offloads = offloads?;
-            if word == "all" { Ok(Offloads::ALL) } else { Ok(offloads.with(word.parse()?)) }
+        let mut words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
+        words.try_fold(Offloads::NONE, |offloads, word| match word {
+            "all" => Ok(Offloads::ALL),
+            name => Ok(offloads.with(name.parse()?)),
         })
     }
 }

@@ -66,7 +66,7 @@ pub fn receive_batch<'a>(
     let filled = usize::try_from(result).map_err(|_| io::Error::last_os_error())?;
     for ((message, control), datagram) in messages.iter().zip(&controls).zip(received).take(filled) {
         let flags = message.msg_hdr.msg_flags;
-        let segment = if message.msg_hdr.msg_controllen as usize >= CONTROL_USED { control.segment() } else { 0 };
+        let segment = if message.msg_hdr.msg_controllen >= CONTROL_USED { control.segment() } else { 0 };
         *datagram = ReceivedDatagram {
             length: message.msg_len as usize,
             segment,
