@@ -176,6 +176,7 @@ impl Tables {
             }
         };
         if takes {
+            self.calls.device_writes += 1;
             match endpoint.write_framed(&header, packet) {
                 Err(Errno::EINVAL) if kind.is_some() => {}
                 Err(errno) => return Err(write_error(errno)),

@@ -34,6 +34,27 @@
 //! Bounds: a device gives at most 64 KiB or 16 packets before the next has its turn, a turn reads at most 256 KiB, and
 //! at most 160 KiB wait for the socket; while it is full no device is read, and the containers' own queues fill.
 //!
+//! Where the time goes: one TCP flow between two daemons over a veth, encrypted, MTU 1500, both daemons, both programs
+//! and the kernel on two cores (`perf record` on both workers; 1.0 s of processor time for a gigabyte, 1390 ns for a
+//! packet of 1438 octets, both ends together):
+//!
+//! | ns a packet | share | what |
+//! |---|---|---|
+//! | 370 | 27 % | AES-256-GCM, seal and open |
+//! | 65 | 5 % | inner checksums: computed once, verified once |
+//! | 140 | 10 % | cutting, joining, tables, the one copy in user space |
+//! | 275 | 20 % | writev to devices, half of it the container's TCP that runs inside of it |
+//! | 220 | 16 % | sendmmsg, with the copy and the way to the other end's socket |
+//! | 130 | 9 % | reading devices and receiving, with their copies |
+//! | 190 | 13 % | waking, switching, waiting |
+//!
+//! The floor with this cipher library and this kernel interface is the first line and four copies in the kernel.
+//!
+//! What did not pay: yielding and looking again up to 3 or 20 times before sleeping (9.8 and 9.2 Gbit/s instead of
+//! 10.2; 4.6 instead of 4.9 where every datagram is a packet of its own); 8 or 16 receive buffers instead of 64 (9.6
+//! and 10.0; 3.9 with 8 where datagrams come one by one); a checksum in 128-bit vectors instead of 64-bit words with
+//! carry (twice the time). Not tried: reading a device straight into the places of the segments.
+//!
 //! One worker for now. Its index is the queue number in the SPIs of the SAs it sends with.
 
 mod command;

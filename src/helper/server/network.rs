@@ -44,7 +44,7 @@ fn super_packet_limits(mtu: u32) -> (u32, u32) {
     const TCP_ROOM: usize = 321;
     let mtu = mtu as usize;
     let packets = (TRAIN_BYTES / datagram_len(mtu)).clamp(1, TRAIN_DATAGRAMS);
-    let bytes = (packets * mtu.saturating_sub(52) + TCP_ROOM).max(mtu);
+    let bytes = (packets * mtu.saturating_sub(52) + TCP_ROOM).clamp(mtu, 1 << 16);
     (bytes as u32, packets as u32)
 }
 
@@ -56,5 +56,22 @@ fn tolerate(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem | InvalidInput) => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_super_packet_makes_one_train() {
+        // 44 datagrams of 1472 octets are 64,768; TCP fills 44 segments of 1386 octets, also with IPv6 or without options.
+        assert_eq!(super_packet_limits(1438), (61_305, 44));
+        for mtu in [576, 1280, 1418, 1438, 8938, 9000, 65_535] {
+            let (bytes, packets) = super_packet_limits(mtu);
+            let train = packets as usize * datagram_len(mtu as usize);
+            assert!(packets == 1 || train <= TRAIN_BYTES && packets as usize <= TRAIN_DATAGRAMS, "{mtu}: {packets}");
+            assert!(bytes >= mtu && bytes <= 65_536, "{mtu}: {bytes}");
+        }
     }
 }
