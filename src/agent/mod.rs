@@ -1,11 +1,11 @@
 //! The node: its part in a swarm, its session with the managers, its tasks, its keys and its gossip.
 //!
 //! - `node`, `change`: the handle that the API holds; how a membership begins and ends.
-//! - `membership`: what makes this host a node, on disk.
+//! - `membership`: what makes this host a node, on disk. `machine`: what this host is.
 //! - `runtime`: what runs while the host is a node.
 //! - `session`: carries messages from and to a manager.
 //! - `engine`, `effects`, `status`: one loop around the pure machines of this node.
-//! - `renewal`: keeps the node's certificate young. `resources`: what the host has.
+//! - `renewal`: keeps the node's certificate young.
 //! - `core`, `tasks`, `push`: pure: keys, gossip, records and tables; the tasks' lives; the parts of a push.
 
 mod address;
@@ -13,21 +13,21 @@ mod change;
 pub(crate) mod core;
 mod effects;
 mod engine;
+mod machine;
 mod membership;
 mod model;
 mod node;
 pub(crate) mod push;
 mod renewal;
-mod resources;
 mod runtime;
 mod session;
 mod spawn;
 mod status;
 pub(crate) mod tasks;
 
+pub use machine::{machine, memory_bytes, processors};
 pub use model::{
     ExecIo, ExecRequest, ImageInfo, InitRequest, JoinTarget, LocalTask, NodeError, PeerStatus, SaStatus, Status,
     SwarmInfo, SwarmState,
 };
 pub use node::{Node, NodeSettings};
-pub use resources::own_resources;

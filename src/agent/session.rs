@@ -3,7 +3,6 @@
 //! It only carries messages: what they mean is the engine's business.
 
 use super::membership::Membership;
-use super::resources::own_resources;
 use crate::tls;
 use crate::tls::Session;
 use crate::types::BootId;
@@ -89,7 +88,7 @@ async fn one_session(
         hostname: config.hostname.clone(),
         software: env!("CARGO_PKG_VERSION").into(),
         addresses: config.membership.addresses,
-        resources: own_resources(),
+        machine: super::machine::machine(),
     };
     let Session { boot_index, mut reader, mut writer, .. } =
         match tls::open_session(manager, &config.identity.load_full(), request).await {
@@ -222,7 +221,7 @@ mod tests {
                     hostname: "copy".into(),
                     software: "0.1.0".into(),
                     addresses,
-                    resources: own_resources(),
+                    machine: super::super::machine::machine(),
                 };
                 let refused = tls::open_session(control, &identity.load_full(), request).await.err().unwrap();
                 assert!(refused.to_string().contains("was the host cloned"), "{refused}");

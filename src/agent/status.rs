@@ -49,13 +49,7 @@ impl Engine {
                 .collect(),
             drops,
             data_path: stats.as_ref().map(data_path).unwrap_or_default(),
-            tasks: self
-                .tasks
-                .iter()
-                .map(|(task, status)| {
-                    (task.id, format!("{}.{}", task.service_name, task.slot), status.state.to_string())
-                })
-                .collect(),
+            tasks: self.tasks.iter().map(|(task, status)| (task.id, task.name(), status.state.to_string())).collect(),
             ..Status::inactive(
                 SwarmInfo {
                     state: SwarmState::Active,

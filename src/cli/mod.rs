@@ -14,6 +14,7 @@ mod exec;
 mod image;
 mod network;
 mod node;
+mod quantity;
 mod run;
 mod service;
 mod service_create;

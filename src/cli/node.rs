@@ -1,7 +1,7 @@
 //! `formic node`.
 
 use super::session::{Failure, Outcome, Session, filters, pairs};
-use super::{service, table};
+use super::{quantity, service, table};
 use crate::api::client::Target;
 use crate::api::types::Node as NodeInfo;
 use argh::{ArgsInfo, FromArgs};
@@ -82,6 +82,9 @@ fn row(node: &NodeInfo, own: &str) -> [String; 6] {
 #[derive(FromArgs, ArgsInfo, Debug)]
 #[argh(subcommand, name = "inspect")]
 struct Inspect {
+    /// show it for people instead
+    #[argh(switch)]
+    pretty: bool,
     /// ids or host names; self is this node
     #[argh(positional)]
     nodes: Vec<String>,
@@ -90,8 +93,50 @@ struct Inspect {
 impl Inspect {
     fn run(self, session: &mut Session) -> Outcome {
         let nodes = resolve_self(session, some(self.nodes)?)?;
-        session.inspect(&nodes, |node| Target::new(&["nodes", node]))
+        if !self.pretty {
+            return session.inspect(&nodes, |node| Target::new(&["nodes", node]));
+        }
+        session.for_each(&nodes, |session, node| Ok(Some(describe(&session.get(&Target::new(&["nodes", node]))?))))
     }
+}
+
+/// A node in Docker's order.
+fn describe(node: &NodeInfo) -> String {
+    let description = &node.description;
+    let mut lines = vec![format!("ID: {}", node.id)];
+    if !node.spec.labels.is_empty() {
+        lines.push("Labels:".into());
+        lines.extend(node.spec.labels.iter().map(|(name, value)| format!(" - {name}={value}")));
+    }
+    lines.extend([
+        format!("Hostname: {}", description.hostname),
+        format!("Joined at: {}", node.created_at),
+        "Status:".into(),
+        format!(" State: {}", table::capital(&node.status.state)),
+    ]);
+    if !node.status.message.is_empty() {
+        lines.push(format!(" Message: {}", node.status.message));
+    }
+    lines.push(format!(" Availability: {}", table::capital(&node.spec.availability)));
+    lines.push(format!(" Address: {}", node.status.addr));
+    if let Some(manager) = &node.manager_status {
+        lines.extend([
+            "Manager Status:".into(),
+            format!(" Address: {}", manager.addr),
+            format!(" Raft Status: {}", table::capital(&manager.reachability)),
+            format!(" Leader: {}", if manager.leader { "Yes" } else { "No" }),
+        ]);
+    }
+    lines.extend([
+        "Platform:".into(),
+        format!(" Operating System: {}", description.platform.os),
+        format!(" Architecture: {}", description.platform.architecture),
+        "Resources:".into(),
+        format!(" CPUs: {}", quantity::cpus_text(description.resources.nano_cpus)),
+        format!(" Memory: {}", quantity::bytes_text(description.resources.memory_bytes)),
+        format!("Engine Version: {}", description.engine.engine_version),
+    ]);
+    lines.join("\n")
 }
 
 /// At least one name, or what is missing.
@@ -151,13 +196,16 @@ impl Rm {
     }
 }
 
-/// Changes a node's availability or labels.
+/// Changes a node's availability, role or labels.
 #[derive(FromArgs, ArgsInfo, Debug)]
 #[argh(subcommand, name = "update")]
 struct Update {
     /// whether tasks are placed: active, pause or drain
     #[argh(option, arg_name = "word")]
     availability: Option<String>,
+    /// manager or worker
+    #[argh(option, arg_name = "word")]
+    role: Option<String>,
     /// label to add or change
     #[argh(option, arg_name = "name=value")]
     label_add: Vec<String>,
@@ -175,6 +223,9 @@ impl Update {
         let mut spec = node.spec;
         if let Some(availability) = self.availability {
             spec.availability = availability;
+        }
+        if let Some(role) = self.role {
+            spec.role = role;
         }
         for name in &self.label_rm {
             if spec.labels.remove(name).is_none() {

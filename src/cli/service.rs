@@ -67,10 +67,11 @@ impl Ls {
 
 fn row(service: &ServiceInfo) -> [String; 5] {
     let status = service.service_status.clone().unwrap_or_default();
+    let mode = if service.spec.mode.global.is_some() { "global" } else { "replicated" };
     [
         table::short_id(&service.id),
         service.spec.name.clone(),
-        "replicated".into(),
+        mode.into(),
         format!("{}/{}", status.running_tasks, status.desired_tasks),
         service.spec.task_template.container_spec.image.clone(),
     ]
@@ -122,25 +123,28 @@ pub(super) fn print_tasks(session: &mut Session, wanted: &[String], whole_ids: b
     session.print(task_table(tasks, &services, &nodes, now, whole_ids))
 }
 
-/// Slot by slot, the newest task of each first; older ones are indented under it.
+/// Place by place, the newest task of each first; older ones are indented under it.
 pub(super) fn task_table(mut tasks: Vec<Task>, services: &Names, nodes: &Names, now: u64, whole_ids: bool) -> String {
-    let slot = |task: &Task| {
+    let place = |task: &Task| {
         let service = services.get(&task.service_id).unwrap_or(&task.service_id);
-        (service.clone(), task.slot)
+        // Tasks of a global service are told apart by their nodes.
+        let node = if task.slot == 0 { task.node_id.clone() } else { String::new() };
+        (service.clone(), task.slot, node)
     };
-    tasks.sort_by(|a, b| slot(a).cmp(&slot(b)).then_with(|| b.version.index.cmp(&a.version.index)));
-    // Of a slot, the task that is to run comes first whatever happened to the others since.
-    tasks.sort_by_key(|task| (slot(task), task.desired_state != "running"));
+    tasks.sort_by(|a, b| place(a).cmp(&place(b)).then_with(|| b.version.index.cmp(&a.version.index)));
+    // Of a place, the task that is to run comes first whatever happened to the others since.
+    tasks.sort_by_key(|task| (place(task), task.desired_state != "running"));
     let mut previous = None;
     let rows: Vec<[String; 8]> = tasks
         .iter()
         .map(|task| {
-            let (service, number) = slot(task);
-            let older = previous.replace((service.clone(), number)) == Some((service.clone(), number));
+            let older = previous.replace(place(task)) == Some(place(task));
             let mark = if older { " \\_ " } else { "" };
+            let (service, slot, node) = place(task);
+            let name = if slot == 0 { format!("{service}.{node}") } else { format!("{service}.{slot}") };
             [
                 if whole_ids { task.id.clone() } else { table::short_id(&task.id) },
-                format!("{mark}{service}.{number}"),
+                format!("{mark}{name}"),
                 task.spec.container_spec.image.clone(),
                 nodes.get(&task.node_id).unwrap_or(&task.node_id).clone(),
                 table::capital(&task.desired_state),

@@ -5,7 +5,8 @@ use super::swarm_join::Join;
 use super::{duration, table};
 use crate::api::client::Target;
 use crate::api::types::{
-    Dispatcher, FormicSwarmSpec, KeyEpoch, KeyRing, LateNode, Node, Swarm as SwarmInfo, SwarmInit, SwarmSpec,
+    CaConfig, Dispatcher, FormicSwarmSpec, KeyEpoch, KeyRing, LateNode, Node, Orchestration, Swarm as SwarmInfo,
+    SwarmInit, SwarmSpec,
 };
 use argh::{ArgsInfo, FromArgs};
 use std::time::{Duration, Instant};
@@ -69,6 +70,12 @@ struct Init {
     /// interval of key rotations (default: 12h)
     #[argh(option, arg_name = "duration", from_str_fn(duration::parse))]
     key_rotation_interval: Option<Duration>,
+    /// life of node certificates (default: 90d)
+    #[argh(option, arg_name = "duration", from_str_fn(duration::parse))]
+    cert_expiry: Option<Duration>,
+    /// ended tasks that are kept to be looked at, for each replica (default: 5)
+    #[argh(option, arg_name = "count")]
+    task_history_limit: Option<u32>,
     /// pool that networks are cut from (default: 10.0.0.0/8)
     #[argh(option, arg_name = "subnet")]
     default_addr_pool: Vec<String>,
@@ -79,6 +86,13 @@ struct Init {
 
 impl Init {
     fn run(self, session: &mut Session) -> Outcome {
+        let spec = Settings {
+            heartbeat: self.dispatcher_heartbeat,
+            rotation: self.key_rotation_interval,
+            certificate: self.cert_expiry,
+            task_history: self.task_history_limit,
+        };
+        let spec = spec.to_spec()?;
         let request = SwarmInit {
             listen_addr: self.listen_addr,
             advertise_addr: self.advertise_addr,
@@ -87,7 +101,7 @@ impl Init {
             default_addr_pool: self.default_addr_pool,
             subnet_size: u32::from(self.default_addr_pool_mask_length),
             availability: self.availability,
-            spec: settings(self.dispatcher_heartbeat, self.key_rotation_interval)?,
+            spec,
             force_new_cluster: false,
         };
         let id: String = session.post(&Target::new(&["swarm", "init"]), &request)?;
@@ -98,22 +112,37 @@ impl Init {
     }
 }
 
-/// The settings that a command line can make; zero leaves one as it is.
-fn settings(heartbeat: Option<Duration>, rotation: Option<Duration>) -> Result<SwarmSpec, Failure> {
-    let zero = [heartbeat, rotation].contains(&Some(Duration::ZERO));
-    if zero {
-        return Err(Failure::new("an interval must not be zero"));
+/// The settings that a command line can make; what is not given stays as it is.
+#[derive(PartialEq, Eq)]
+struct Settings {
+    heartbeat: Option<Duration>,
+    rotation: Option<Duration>,
+    certificate: Option<Duration>,
+    task_history: Option<u32>,
+}
+
+impl Settings {
+    const NONE: Settings = Settings { heartbeat: None, rotation: None, certificate: None, task_history: None };
+
+    /// As the API takes them: zero leaves a duration as it is.
+    fn to_spec(&self) -> Result<SwarmSpec, Failure> {
+        if [self.heartbeat, self.rotation, self.certificate].contains(&Some(Duration::ZERO)) {
+            return Err(Failure::new("an interval must not be zero"));
+        }
+        let rotation = self.rotation.unwrap_or_default();
+        if rotation.subsec_nanos() != 0 {
+            return Err(Failure::new("the key rotation interval must be whole seconds"));
+        }
+        let nanoseconds =
+            |duration: Option<Duration>| u64::try_from(duration.unwrap_or_default().as_nanos()).map_err(Failure::new);
+        Ok(SwarmSpec {
+            orchestration: Orchestration { task_history_retention_limit: self.task_history.map(i64::from) },
+            dispatcher: Dispatcher { heartbeat_period: nanoseconds(self.heartbeat)? },
+            ca_config: CaConfig { node_cert_expiry: nanoseconds(self.certificate)? },
+            formic: FormicSwarmSpec { key_rotation_seconds: rotation.as_secs() },
+            ..SwarmSpec::default()
+        })
     }
-    let rotation = rotation.unwrap_or_default();
-    if rotation.subsec_nanos() != 0 {
-        return Err(Failure::new("the key rotation interval must be whole seconds"));
-    }
-    let nanoseconds = u64::try_from(heartbeat.unwrap_or_default().as_nanos()).map_err(Failure::new)?;
-    Ok(SwarmSpec {
-        dispatcher: Dispatcher { heartbeat_period: nanoseconds },
-        formic: FormicSwarmSpec { key_rotation_seconds: rotation.as_secs() },
-        ..SwarmSpec::default()
-    })
 }
 
 fn print_join_command(session: &mut Session, role: &str) -> Outcome {
@@ -299,14 +328,26 @@ struct Update {
     /// interval of key rotations
     #[argh(option, arg_name = "duration", from_str_fn(duration::parse))]
     key_rotation_interval: Option<Duration>,
+    /// life of node certificates; each node's next one has it
+    #[argh(option, arg_name = "duration", from_str_fn(duration::parse))]
+    cert_expiry: Option<Duration>,
+    /// ended tasks that are kept to be looked at, for each replica
+    #[argh(option, arg_name = "count")]
+    task_history_limit: Option<u32>,
 }
 
 impl Update {
     fn run(self, session: &mut Session) -> Outcome {
-        if self.dispatcher_heartbeat.is_none() && self.key_rotation_interval.is_none() {
-            return Err(Failure::new("nothing to update: give --dispatcher-heartbeat or --key-rotation-interval"));
+        let settings = Settings {
+            heartbeat: self.dispatcher_heartbeat,
+            rotation: self.key_rotation_interval,
+            certificate: self.cert_expiry,
+            task_history: self.task_history_limit,
+        };
+        if settings == Settings::NONE {
+            return Err(Failure::new("nothing to update: see 'formic swarm update --help' for what can be changed"));
         }
-        let spec = settings(self.dispatcher_heartbeat, self.key_rotation_interval)?;
+        let spec = settings.to_spec()?;
         let swarm: SwarmInfo = session.get(&Target::new(&["swarm"]))?;
         let version = swarm.cluster.version.index.to_string();
         session.post_only(&Target::new(&["swarm", "update"]).with("version", &version), &spec)?;

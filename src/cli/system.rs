@@ -1,9 +1,9 @@
 //! `formic ps`, `info`, `version`.
 
 use super::session::{Outcome, Session};
-use super::table;
+use super::{duration, table};
 use crate::api::client::Target;
-use crate::api::types::{API_VERSION, ContainerSummary, Info as DaemonInfo, Version as DaemonVersion};
+use crate::api::types::{API_VERSION, ClusterInfo, ContainerSummary, Info as DaemonInfo, Version as DaemonVersion};
 use argh::{ArgsInfo, FromArgs};
 
 /// Lists the tasks that run on this host.
@@ -80,6 +80,7 @@ fn describe(info: &DaemonInfo) -> String {
         lines.push(format!(" Managers: {}", swarm.managers));
         lines.push(format!(" Nodes: {}", swarm.nodes));
     }
+    lines.extend(swarm.cluster.iter().flat_map(describe_settings));
     for manager in swarm.remote_managers.iter().flatten() {
         lines.push(format!(" Manager: {} ({})", manager.addr, manager.node_id));
     }
@@ -90,6 +91,21 @@ fn describe(info: &DaemonInfo) -> String {
         format!("CPUs: {}", info.ncpu),
     ]);
     lines.join("\n")
+}
+
+/// The swarm's settings in Docker's words, and the interval of key rotations.
+fn describe_settings(cluster: &ClusterInfo) -> [String; 4] {
+    let seconds = |nanoseconds: u64| duration::short(nanoseconds / 1_000_000_000);
+    let spec = &cluster.spec;
+    [
+        format!(
+            " Task History Retention Limit: {}",
+            spec.orchestration.task_history_retention_limit.unwrap_or_default()
+        ),
+        format!(" Heartbeat Period: {}", seconds(spec.dispatcher.heartbeat_period)),
+        format!(" Certificate Expiry Duration: {}", seconds(spec.ca_config.node_cert_expiry)),
+        format!(" Key Rotation Interval: {}", duration::short(spec.formic.key_rotation_seconds)),
+    ]
 }
 
 /// Shows the versions of this command and of the daemon.

@@ -262,6 +262,40 @@ fn a_session_on_a_manager() {
 }
 
 #[test]
+fn a_session_about_placement() {
+    let served = Fake::manager_of_two().serve("cli-placement");
+    let text = transcript(
+        served.socket(),
+        &[
+            "node update --label-add zone=a --label-add ssd ant-2",
+            "node update --role captain ant-2",
+            "node update --role manager ant-2",
+            "node update --availability away ant-2",
+            "node inspect --pretty ant-2",
+            "service create --name everywhere --mode global host",
+            "service create --mode global --replicas 2 host",
+            "service create --mode global --replicas-max-per-node 2 host",
+            "service create --mode local host",
+            "service create --name one --constraint node.labels.zone==a --reserve-cpu 1.5 --reserve-memory 1g host",
+            "service create --name big -d --reserve-memory 100g host",
+            "service create --constraint node.colour==red host",
+            "service create --placement-pref spread=colour host",
+            "service create --placement-pref node.labels.zone host",
+            "service create --reserve-cpu half host",
+            "service create --reserve-memory 1k host",
+            "service ls",
+            "service ps everywhere one big",
+            "node update --availability drain ant-2",
+            "service ls",
+            "swarm update --cert-expiry 48h --task-history-limit 2",
+            "swarm update --task-history-limit 101",
+            "swarm update --cert-expiry 1s",
+        ],
+    );
+    golden("placement.txt", &text);
+}
+
+#[test]
 fn a_session_on_a_worker() {
     let served = Fake::worker(&["net"]).serve("cli-worker");
     let lines = [

@@ -47,9 +47,8 @@ impl State {
                     at,
                 )
             }
-            Command::OpenSession { node, boot, hostname, software, addresses, resources } => {
-                let (node, boot, resources) = (*node, *boot, *resources);
-                self.open_session(Session { node, boot, hostname, software, addresses, resources }, at)
+            Command::OpenSession { node, boot, hostname, software, addresses, machine } => {
+                self.open_session(Session { node: *node, boot: *boot, hostname, software, addresses, machine }, at)
             }
             Command::SetNodeState { node, state, message } => self.set_node_state(*node, *state, message, at),
             Command::UpdateNode { node, version, availability, labels } => {
@@ -72,7 +71,9 @@ impl State {
             Command::CreateService { id, spec } => self.create_service(*id, spec, at),
             Command::RemoveService { id } => self.remove_service(*id, at),
 
-            Command::CreateTask { id, service, slot } => self.create_task(*id, *service, *slot, at),
+            Command::CreateTask { id, service, slot, bound_to } => {
+                self.create_task(*id, *service, *slot, *bound_to, at)
+            }
             Command::PlaceTask { id, node } => self.place_task(*id, *node, at),
             Command::SetPending { id, reason } => self.set_pending(*id, reason, at),
             Command::ShutDownTask { id, remove } => self.shut_down_task(*id, *remove, at),

@@ -2,8 +2,8 @@
 
 use super::state::{CertificateAuthority, NodeState};
 use crate::types::{
-    Availability, BootId, ClusterId, ClusterSpec, Epoch, Fork, HostResources, Key32, NetworkId, NetworkSpec,
-    NodeAddresses, NodeId, PublicKey, Role, ServiceId, ServiceSpec, TaskId, TaskStatus, UnixTime, carried_key,
+    Availability, BootId, ClusterId, ClusterSpec, Epoch, Fork, Key32, Machine, NetworkId, NetworkSpec, NodeAddresses,
+    NodeId, PublicKey, Role, ServiceId, ServiceSpec, TaskId, TaskStatus, UnixTime, carried_key,
 };
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -82,8 +82,8 @@ pub enum Command {
         software: String,
         /// Where it is reached.
         addresses: NodeAddresses,
-        /// What its host has.
-        resources: HostResources,
+        /// What its host is.
+        machine: Machine,
     },
     /// The dispatcher's view of a node changed.
     SetNodeState {
@@ -211,17 +211,19 @@ pub enum Command {
         /// It.
         id: ServiceId,
     },
-    /// Creates a task of a service in a slot (state `New`). From `schedule::plan` only.
+    /// Creates a task of a service in a place (state `New`). From `schedule::plan` only.
     CreateTask {
         /// Its id.
         id: TaskId,
         /// Its service.
         service: ServiceId,
-        /// Which replica.
+        /// Which replica; 0 of a global service.
         slot: u64,
+        /// Of a global service: the node that it is for.
+        bound_to: Option<NodeId>,
     },
-    /// Places a task on a node and gives it its addresses. Refused when a subnet is full: the task then stays
-    /// `Pending` with the reason.
+    /// Places a task on a node that suits it and gives it its addresses. Refused when a subnet is full: the task then
+    /// stays `Pending` with the reason.
     PlaceTask {
         /// The task.
         id: TaskId,

@@ -20,8 +20,14 @@ pub const NETWORKS_PER_SERVICE: usize = 16;
 pub const REPLICAS: u64 = 10_000;
 /// Wanted tasks of all services: bounds the state's size and the time of a plan.
 pub const TASKS: u64 = 100_000;
-/// Ended tasks of one slot that are kept for people to look at, as Docker's history limit.
-pub const TASK_HISTORY: usize = 5;
+/// Ended tasks of one place that may be kept for people to look at: bounds the state's size.
+pub const TASK_HISTORY: u32 = 100;
+/// Constraints of one service: each is compared with every node at each placement.
+pub const CONSTRAINTS: usize = 64;
+/// Labels that one service spreads over.
+pub const PREFERENCES: usize = 8;
+/// Bytes of one of these.
+pub const CONSTRAINT_BYTES: usize = 512;
 /// Endpoints that are remembered as gone: the tasks of a large service and their replacements. Beyond it the oldest is
 /// forgotten; its record is void at the next rotations, and its address goes to a newer owner.
 pub const FREED_ENDPOINTS: usize = 4096;

@@ -7,6 +7,7 @@
 //!   `networks`, `services`, `tasks`.
 //! - `ipam`: subnets of the pool, addresses of a subnet.
 //! - `schedule`: which commands the wanted services ask for (`plan`): create, place, replace, forget tasks.
+//!   `suit`: which nodes suit a task.
 //! - `ring`: which commands the key life asks for (`plan`): draw, activate, retire.
 //! - `limits`: the bounds of it all.
 //! - `view`: what the dispatcher reads: a node's tasks, networks and peers.
@@ -14,7 +15,8 @@
 //! Invariants, held by every command and tested on random sequences of them:
 //! - a refused command changes nothing but the index;
 //! - an address has one owner, from its placement until its node confirms that the task is gone or is removed;
-//! - a slot has at most one live task; a task's state only moves forward;
+//! - a slot, or a node of a global service, has at most one live task; a task's state only moves forward;
+//! - no placement takes more of a node than it has;
 //! - at most three epochs, one a phase, their numbers rising from previous to next and never used again.
 //!
 //! Not here: storage, sockets, clocks, signatures, certificates (all in `manager`).
@@ -33,6 +35,7 @@ pub mod schedule;
 mod services;
 mod settings;
 mod state;
+mod suit;
 mod tasks;
 #[cfg(test)]
 mod tests;

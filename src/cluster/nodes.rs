@@ -3,7 +3,7 @@
 use super::apply::{Outcome, done};
 use super::limits::{FORMER_BOOTS, GONE_NODES, NODES, check_hostname, check_labels, check_room, for_people, not_found};
 use super::{Effect, GoneNode, Node, NodeState, Refusal, Reply, State};
-use crate::types::{Availability, BootId, Generation, HostResources, Key32, NodeAddresses, NodeId, Role, UnixTime};
+use crate::types::{Availability, BootId, Generation, Key32, Machine, NodeAddresses, NodeId, Role, UnixTime};
 use std::collections::BTreeMap;
 
 /// Seconds of clock skew allowed between hosts: a certificate counts that much longer than it says.
@@ -27,7 +27,7 @@ pub(super) struct Session<'a> {
     pub(super) hostname: &'a str,
     pub(super) software: &'a str,
     pub(super) addresses: &'a NodeAddresses,
-    pub(super) resources: HostResources,
+    pub(super) machine: &'a Machine,
 }
 
 impl State {
@@ -47,7 +47,7 @@ impl State {
             availability,
             labels: BTreeMap::new(),
             addresses: *addresses,
-            resources: HostResources::default(),
+            machine: Machine::default(),
             state: NodeState::Unknown,
             message: "has not opened a session yet".to_owned(),
             boot: None,
@@ -66,9 +66,15 @@ impl State {
 
     /// The same boot may open again (its session broke); another one is newer, and the boots before it are over.
     pub(super) fn open_session(&mut self, session: Session<'_>, at: UnixTime) -> Outcome {
-        let Session { node: id, boot, hostname, software, addresses, resources } = session;
+        let Session { node: id, boot, hostname, software, addresses, machine } = session;
         check_hostname("hostname", hostname)?;
         check_hostname("version", software)?;
+        // A node that does not know what its host is may say so.
+        for (what, text) in [("operating system", &machine.os), ("architecture", &machine.architecture)] {
+            if !text.is_empty() {
+                check_hostname(what, text)?;
+            }
+        }
         let index = self.index;
         let node = self.nodes.get_mut(&id).ok_or_else(|| not_found("node", id))?;
         if node.former_boots.contains(&boot) {
@@ -82,9 +88,10 @@ impl State {
         if restarted || node.addresses != *addresses {
             node.record_index = index;
         }
-        (node.addresses, node.resources) = (*addresses, resources);
+        node.addresses = *addresses;
         node.hostname = hostname.to_owned();
         node.software = software.to_owned();
+        node.machine = machine.clone();
         node.state = NodeState::Ready;
         node.message = String::new();
         node.updated_at = at;

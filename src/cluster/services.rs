@@ -2,11 +2,11 @@
 
 use super::apply::{Outcome, done};
 use super::limits::{
-    ALIASES, API_SPEC_BYTES, CONTAINER_BYTES, NETWORKS_PER_SERVICE, REPLICAS, SERVICES, TASKS, check_labels,
-    check_network_name, check_room, check_service_name, not_found,
+    ALIASES, API_SPEC_BYTES, CONSTRAINT_BYTES, CONSTRAINTS, CONTAINER_BYTES, NETWORKS_PER_SERVICE, PREFERENCES,
+    REPLICAS, SERVICES, TASKS, check_labels, check_network_name, check_room, check_service_name, not_found,
 };
 use super::{Refusal, Service, State};
-use crate::types::{ContainerSpec, NetworkId, ServiceId, ServiceSpec, TaskId, UnixTime};
+use crate::types::{ContainerSpec, NetworkId, Placement, ServiceId, ServiceMode, ServiceSpec, TaskId, UnixTime};
 use std::collections::BTreeSet;
 
 impl State {
@@ -28,7 +28,8 @@ impl State {
             return Err(Refusal::Invalid(format!("the service's specification is longer than {API_SPEC_BYTES} bytes")));
         }
         self.check_networks(&spec.networks)?;
-        self.check_replicas(spec.replicas)?;
+        check_placement(spec)?;
+        self.check_tasks(spec.mode)?;
         let (spec, version) = (spec.clone(), self.index);
         let service = Service { id, spec, created_at: at, updated_at: at, version, removing: false };
         self.services.insert(id, service);
@@ -58,14 +59,19 @@ impl State {
         Ok(())
     }
 
-    fn check_replicas(&self, replicas: u64) -> Result<(), Refusal> {
-        if replicas > REPLICAS {
-            return Err(Refusal::Invalid(format!("{replicas} replicas are too many: at most {REPLICAS}")));
+    fn check_tasks(&self, mode: ServiceMode) -> Result<(), Refusal> {
+        let count = |mode| match mode {
+            ServiceMode::Replicated { replicas } => replicas,
+            ServiceMode::Global => self.nodes.len() as u64,
+        };
+        let tasks = count(mode);
+        if tasks > REPLICAS {
+            return Err(Refusal::Invalid(format!("{tasks} replicas are too many: at most {REPLICAS}")));
         }
-        let wanted = |service: &Service| if service.removing { 0 } else { service.spec.replicas };
+        let wanted = |service: &Service| if service.removing { 0 } else { count(service.spec.mode) };
         let held: u64 = self.services.values().map(wanted).sum();
-        if held.saturating_add(replicas) > TASKS {
-            let text = format!("the swarm has {held} tasks; {replicas} more would exceed its limit of {TASKS}");
+        if held.saturating_add(tasks) > TASKS {
+            let text = format!("the swarm has {held} tasks; {tasks} more would exceed its limit of {TASKS}");
             return Err(Refusal::NotNow(text));
         }
         Ok(())
@@ -94,6 +100,22 @@ impl State {
             self.services.remove(&id);
         }
     }
+}
+
+fn check_placement(spec: &ServiceSpec) -> Result<(), Refusal> {
+    let Placement { constraints, spread, max_per_node } = &spec.placement;
+    if constraints.len() > CONSTRAINTS || spread.len() > PREFERENCES {
+        let text = format!("at most {CONSTRAINTS} constraints and {PREFERENCES} placement preferences are allowed");
+        return Err(Refusal::Invalid(text));
+    }
+    let long = |text: &str| text.len() > CONSTRAINT_BYTES;
+    if constraints.iter().any(|constraint| long(&constraint.to_string())) || spread.iter().any(|label| long(label)) {
+        return Err(Refusal::Invalid(format!("a constraint or preference is longer than {CONSTRAINT_BYTES} bytes")));
+    }
+    if spec.mode == ServiceMode::Global && *max_per_node > 0 {
+        return Err(Refusal::Invalid("replicas-max-per-node can only be used with replicated mode".into()));
+    }
+    Ok(())
 }
 
 /// What a task runs: within bounds, and without NUL, which no argument of a program can hold.

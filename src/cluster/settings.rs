@@ -1,7 +1,7 @@
 //! The swarm itself: its first entry and its settings.
 
 use super::apply::{Outcome, done};
-use super::limits::{MAX_SUBNET_PREFIX, MIN_SUBNET_PREFIX};
+use super::limits::{MAX_SUBNET_PREFIX, MIN_SUBNET_PREFIX, TASK_HISTORY};
 use super::{CertificateAuthority, Cluster, Command, Entry, EpochState, NewTokens, Refusal, Ring, State, ipam, ring};
 use crate::types::{ClusterSpec, Epoch, EpochPhase, Generation, Key32, UnixTime};
 use ipnet::IpNet;
@@ -105,6 +105,10 @@ fn check_spec(spec: &ClusterSpec) -> Result<(), Refusal> {
     check_range("heartbeat period", &spec.heartbeat_secs, &HEARTBEAT_SECS)?;
     check_range("key rotation interval", &spec.key_rotation_secs, &KEY_ROTATION_SECS)?;
     check_range("certificate life", &spec.certificate_secs, &CERTIFICATE_SECS)?;
+    if spec.task_history > TASK_HISTORY {
+        let text = format!("task history limit of {} is out of range: 0 to {TASK_HISTORY}", spec.task_history);
+        return Err(Refusal::Invalid(text));
+    }
     if spec.data_path_port == 0 {
         return Err(Refusal::Invalid("data path port must not be 0".into()));
     }

@@ -2,7 +2,7 @@
 
 use crate::types::{
     Attachment, Availability, BootId, ClusterId, ClusterSpec, ContainerSpec, EndpointKey, Epoch, EpochPhase, Fork,
-    Generation, HostResources, Key32, NetworkId, NetworkSpec, NodeAddresses, NodeId, PublicKey, Role, ServiceId,
+    Generation, Key32, Machine, NetworkId, NetworkSpec, NodeAddresses, NodeId, PublicKey, Resources, Role, ServiceId,
     ServiceSpec, TaskId, TaskState, TaskStatus, UnixTime, carried_key,
 };
 use ipnet::IpNet;
@@ -112,8 +112,8 @@ pub struct Node {
     pub labels: BTreeMap<String, String>,
     /// Where it is reached.
     pub addresses: NodeAddresses,
-    /// What its host has, by its own word.
-    pub resources: HostResources,
+    /// What its host is, as it told in its newest session; nothing before the first.
+    pub machine: Machine,
     /// How the managers see it.
     pub state: NodeState,
     /// Why, for people.
@@ -192,12 +192,16 @@ pub struct Task {
     pub id: TaskId,
     /// Its service.
     pub service: ServiceId,
-    /// Which replica, from 1.
+    /// Which replica, from 1; 0 of a global service.
     pub slot: u64,
+    /// Of a global service: the node that it is for.
+    pub bound_to: Option<NodeId>,
     /// Where it was placed.
     pub node: Option<NodeId>,
     /// What it runs.
     pub container: ContainerSpec,
+    /// What it has for itself of its node.
+    pub reservations: Resources,
     /// Its addresses.
     pub attachments: Vec<Attachment>,
     /// Where it is to be brought: `Running`, `Shutdown` or `Remove`.
@@ -265,7 +269,7 @@ pub struct Ring {
 }
 
 impl Task {
-    /// Whether it fills its slot: wanted, and not ended. A slot has at most one live task.
+    /// Whether it fills its place: wanted, and not ended. A place has at most one live task.
     pub fn is_live(&self) -> bool {
         self.desired == TaskState::Running && !self.status.state.is_terminal()
     }

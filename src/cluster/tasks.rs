@@ -1,15 +1,15 @@
 //! Commands on tasks, and what other commands do to them.
 //!
-//! The life of a task: created in a slot (`New`), placed on a node with its addresses (`Assigned`), moved forward by
+//! The life of a task: created in a place (`New`), placed on a node with its addresses (`Assigned`), moved forward by
 //! its node's reports, ended by itself or because it was told to, confirmed gone by its node. Only then its addresses
 //! are free; what is left is history, or nothing when it was to be removed.
 
 use super::apply::{Outcome, done};
 use super::limits::{FREED_ENDPOINTS, REPORT_STATUSES, for_people, not_found};
-use super::{Freed, Network, NodeState, Refusal, Service, State, Task};
+use super::{Freed, Network, Refusal, Service, State, Task, suit};
 use crate::types::{
-    Attachment, Availability, BootId, EndpointKey, EpochPhase, Generation, NodeId, ServiceId, TaskId, TaskState,
-    TaskStatus, UnixTime,
+    Attachment, BootId, EndpointKey, EpochPhase, Generation, NodeId, ServiceId, ServiceMode, ServiceSpec, TaskId,
+    TaskState, TaskStatus, UnixTime, task_name,
 };
 use ipnet::IpNet;
 use std::net::IpAddr;
@@ -20,25 +20,33 @@ const PENDING: &str = "pending task scheduling";
 const ASSIGNED: &str = "scheduler assigned task to node";
 
 impl State {
-    pub(super) fn create_task(&mut self, id: TaskId, service: ServiceId, slot: u64, at: UnixTime) -> Outcome {
+    pub(super) fn create_task(
+        &mut self,
+        id: TaskId,
+        service: ServiceId,
+        slot: u64,
+        bound_to: Option<NodeId>,
+        at: UnixTime,
+    ) -> Outcome {
         let wanted = self.services.get(&service).filter(|service| !service.removing);
         let spec = &wanted.ok_or_else(|| not_found("service", service))?.spec;
-        if !(1..=spec.replicas).contains(&slot) {
-            return Err(Refusal::Invalid(format!("service {} has no slot {slot}", spec.name)));
-        }
+        self.check_place(spec, slot, bound_to)?;
         if self.tasks.contains_key(&id) {
             return Err(Refusal::Conflict(format!("task with id {id} already exists")));
         }
-        let fills = |task: &Task| task.service == service && task.slot == slot && task.is_live();
-        if self.tasks.values().any(fills) {
-            return Err(Refusal::Conflict(format!("slot {slot} of service {} has a live task", spec.name)));
+        let same_place = |task: &Task| task.service == service && (task.slot, task.bound_to) == (slot, bound_to);
+        if self.tasks.values().any(|task| same_place(task) && task.is_live()) {
+            let name = task_name(&spec.name, slot, bound_to);
+            return Err(Refusal::Conflict(format!("there is a live task {name} already")));
         }
         let task = Task {
             id,
             service,
             slot,
+            bound_to,
             node: None,
             container: spec.container.clone(),
+            reservations: spec.reservations,
             attachments: Vec::new(),
             desired: TaskState::Running,
             status: status(TaskState::New, CREATED, "", at),
@@ -56,8 +64,11 @@ impl State {
     pub(super) fn place_task(&mut self, id: TaskId, node: NodeId, at: UnixTime) -> Outcome {
         let (task, service) = self.unplaced(id)?;
         let host = self.nodes.get(&node).ok_or_else(|| not_found("node", node))?;
-        if !host.takes_tasks() {
-            return Err(Refusal::NotNow(format!("node {node} is not available for new tasks")));
+        if task.bound_to.is_some_and(|bound_to| bound_to != node) {
+            return Err(Refusal::Conflict(format!("task {id} is for another node than {node}")));
+        }
+        if let Some(reason) = suit::unfit(host, &service.spec, self.used(node, service.id)) {
+            return Err(Refusal::NotNow(suit::explain([reason].into_iter())));
         }
         let generation = Generation { fork: self.cluster.fork, index: self.index };
         let mut attachments = Vec::with_capacity(service.spec.networks.len());
@@ -174,7 +185,7 @@ impl State {
 
     /// Forgets all tasks of a removed node and frees their addresses.
     pub(super) fn drop_tasks_of(&mut self, node: NodeId) {
-        let of_node = |task: &&Task| task.node == Some(node);
+        let of_node = |task: &&Task| task.node == Some(node) || task.bound_to == Some(node);
         let ids: Vec<(TaskId, ServiceId)> =
             self.tasks.values().filter(of_node).map(|task| (task.id, task.service)).collect();
         for (id, service) in ids {
@@ -234,11 +245,15 @@ impl State {
         Ok((task, service))
     }
 
-    /// Whether the task runs where it can stay: on a node that is there and not being drained.
-    pub(super) fn can_stay(&self, node: NodeId) -> bool {
-        self.nodes
-            .get(&node)
-            .is_some_and(|node| node.state != NodeState::Down && node.availability != Availability::Drain)
+    /// A replicated service has slots, a global one the nodes.
+    fn check_place(&self, spec: &ServiceSpec, slot: u64, bound_to: Option<NodeId>) -> Result<(), Refusal> {
+        match (spec.mode, bound_to) {
+            (ServiceMode::Replicated { replicas }, None) if (1..=replicas).contains(&slot) => Ok(()),
+            (ServiceMode::Global, Some(node)) if slot == 0 => {
+                self.nodes.get(&node).map(|_| ()).ok_or_else(|| not_found("node", node))
+            }
+            _ => Err(Refusal::Invalid(format!("service {} has no slot {slot}", spec.name))),
+        }
     }
 }
 

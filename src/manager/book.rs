@@ -12,7 +12,9 @@
 use crate::cluster::{State, Task};
 use crate::crypto::{self, SigningKey};
 use crate::esp::network_key;
-use crate::types::{Attachment, ClusterId, EndpointKey, Epoch, EpochPhase, Fork, Generation, Key32, NodeId, TaskState};
+use crate::types::{
+    Attachment, ClusterId, EndpointKey, Epoch, EpochPhase, Fork, Generation, Key32, NodeId, TaskState, task_name,
+};
 use crate::wire::record::{
     EndpointBody, EndpointRecord, NodeRecord, PUBLICS_MAX, RecordBody, RecordError, RecordKey, RecordVersion,
     RingRecord, SignedRecord, VERSION_MAX,
@@ -265,7 +267,7 @@ fn endpoint(state: &State, task: &Task, attachment: &Attachment, node: NodeId) -
     let service = state.services.get(&task.service).map(|service| service.spec.name.clone()).unwrap_or_default();
     let body = EndpointBody {
         address: attachment.address.addr(),
-        name: format!("{service}.{}.{}", task.slot, task.id),
+        name: format!("{}.{}", task_name(&service, task.slot, Some(node)), task.id),
         aliases: attachment.aliases.clone(),
         service,
         task_slot: task.slot,

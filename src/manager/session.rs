@@ -214,7 +214,7 @@ pub(super) async fn serve(inner: Arc<Inner>, connection: Connection, request: Se
         hostname: request.hostname,
         software: request.software,
         addresses: request.addresses,
-        resources: request.resources,
+        machine: request.machine,
     };
     let boot_index = match inner.propose(open).await {
         Ok(Reply::BootIndex(index)) => index,

@@ -5,6 +5,7 @@
 
 mod id;
 mod key;
+mod placement;
 mod spec;
 mod time;
 
@@ -13,8 +14,9 @@ pub use id::{
     Transform,
 };
 pub use key::{Key32, PublicKey, VerifyingKeyId, carried_key};
+pub use placement::{Attribute, Constraint, ConstraintError, Machine, Placement, Resources, ServiceMode};
 pub use spec::{
-    Attachment, Availability, ClusterSpec, ContainerSpec, EpochPhase, HostResources, NetworkSpec, NodeAddresses, Role,
-    ServiceSpec, TaskAssignment, TaskState, TaskStatus,
+    Attachment, Availability, ClusterSpec, ContainerSpec, EpochPhase, NetworkSpec, NodeAddresses, Role, ServiceSpec,
+    TaskAssignment, TaskState, TaskStatus, task_name,
 };
 pub use time::{Time, UnixTime};

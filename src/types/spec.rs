@@ -1,7 +1,9 @@
 //! What users ask for and nodes report: plain values shared by the replicated state, the control protocol and
 //! the API.
 
-use super::{EndpointKey, Generation, NetworkId, NodeId, ServiceId, TaskId, UnixTime};
+use super::{
+    EndpointKey, Generation, NetworkId, NodeId, Placement, Resources, ServiceId, ServiceMode, TaskId, UnixTime,
+};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -50,6 +52,8 @@ pub struct ClusterSpec {
     pub key_rotation_secs: u32,
     /// Life of node certificates in seconds.
     pub certificate_secs: u64,
+    /// Ended tasks of a place that are kept to be looked at. 0..=100.
+    pub task_history: u32,
     /// The pool that networks without `--subnet` are cut from.
     pub address_pool: IpNet,
     /// Prefix length of the networks cut from the pool.
@@ -64,6 +68,7 @@ impl Default for ClusterSpec {
             heartbeat_secs: 5,
             key_rotation_secs: 12 * 3600,
             certificate_secs: 90 * 24 * 3600,
+            task_history: 5,
             address_pool: IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 0, 0, 0), 8)),
             subnet_prefix: 24,
             data_path_port: 4500,
@@ -86,15 +91,6 @@ pub struct NetworkSpec {
     pub subnet: Option<IpNet>,
     /// The wanted gateway address; `None` takes the subnet's first.
     pub gateway: Option<IpAddr>,
-}
-
-/// What a host has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct HostResources {
-    /// Processors that the daemon may use.
-    pub processors: u32,
-    /// Octets of memory.
-    pub memory_bytes: u64,
 }
 
 /// What runs in a task.
@@ -125,8 +121,12 @@ pub struct ServiceSpec {
     pub container: ContainerSpec,
     /// The networks of each task, in interface order (eth0, eth1, ...), each with its aliases.
     pub networks: Vec<(NetworkId, Vec<String>)>,
-    /// Wanted number of tasks.
-    pub replicas: u64,
+    /// How many tasks.
+    pub mode: ServiceMode,
+    /// Which nodes suit.
+    pub placement: Placement,
+    /// What each task has for itself of its node.
+    pub reservations: Resources,
     /// The specification as the API received it (JSON text), returned by `inspect`; not interpreted.
     pub api_spec: String,
 }
@@ -231,7 +231,7 @@ pub struct TaskAssignment {
     pub service: ServiceId,
     /// Its service's name.
     pub service_name: String,
-    /// Which of the replicas, from 1.
+    /// Which of the replicas, from 1; 0 of a global service.
     pub slot: u64,
     /// The node that runs it.
     pub node: NodeId,
@@ -244,9 +244,22 @@ pub struct TaskAssignment {
 }
 
 impl TaskAssignment {
+    /// Its name: `service.slot`, or `service.node` of a global service.
+    pub fn name(&self) -> String {
+        task_name(&self.service_name, self.slot, Some(self.node))
+    }
+
     /// The endpoints of this task.
     pub fn endpoints(&self) -> impl Iterator<Item = EndpointKey> + '_ {
         self.attachments.iter().map(|attachment| EndpointKey { network: attachment.network, task: self.id })
+    }
+}
+
+/// A task's name: `service.slot`, or `service.node` where the service is global and the slot therefore 0.
+pub fn task_name(service: &str, slot: u64, node: Option<NodeId>) -> String {
+    match node {
+        Some(node) if slot == 0 => format!("{service}.{node}"),
+        _ => format!("{service}.{slot}"),
     }
 }
 

@@ -3,7 +3,7 @@
 //! server's first an [`Answer`]; after [`Answer::Opened`] the agent sends [`FromAgent`] and the manager [`ToAgent`].
 
 use crate::types::{
-    Availability, BootId, ClusterId, Epoch, EpochPhase, Fork, HostResources, Key32, NetworkId, NodeAddresses, NodeId,
+    Availability, BootId, ClusterId, Epoch, EpochPhase, Fork, Key32, Machine, NetworkId, NodeAddresses, NodeId,
     PublicKey, Role, TaskAssignment, TaskId, TaskStatus, Transform, carried_key,
 };
 use ipnet::IpNet;
@@ -64,8 +64,8 @@ pub struct SessionRequest {
     pub software: String,
     /// Where it is reached.
     pub addresses: NodeAddresses,
-    /// What its host has.
-    pub resources: HostResources,
+    /// What its host is.
+    pub machine: Machine,
 }
 
 /// The server's first frame.

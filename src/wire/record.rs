@@ -94,13 +94,13 @@ impl NodeRecord {
 pub struct EndpointBody {
     /// Its address on the network.
     pub address: IpAddr,
-    /// The task's name (`service.slot.id`).
+    /// The task's name (`service.slot.id`, or `service.node.id` of a global service).
     pub name: String,
     /// Further names.
     pub aliases: Vec<String>,
     /// The service's name.
     pub service: String,
-    /// Which of the replicas.
+    /// Which of the replicas; 0 of a global service.
     pub task_slot: u64,
 }
 

@@ -7,7 +7,7 @@ use super::request::Request;
 use super::{lookup, names, networks, respond, time};
 use crate::agent::LocalTask;
 use crate::api::types as api;
-use crate::types::{TaskState, UnixTime};
+use crate::types::{TaskState, UnixTime, task_name};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -99,7 +99,7 @@ fn elsewhere(backend: &dyn Backend, wanted: &str) -> Option<ApiError> {
     let task = state.tasks.values().find(|task| {
         let service = state.services.get(&task.service).map(|service| service.spec.name.as_str()).unwrap_or_default();
         let running = task.status.state == TaskState::Running;
-        running && (task.id.to_string() == wanted || format!("{service}.{}", task.slot) == wanted)
+        running && (task.id.to_string() == wanted || task_name(service, task.slot, task.node) == wanted)
     })?;
     let node = state.nodes.get(&task.node?)?;
     Some(ApiError::not_found(format!("No such container: {wanted} (it runs on node {})", node.hostname)))
@@ -107,7 +107,7 @@ fn elsewhere(backend: &dyn Backend, wanted: &str) -> Option<ApiError> {
 
 /// `web.1`.
 pub(super) fn short_name(task: &LocalTask) -> String {
-    format!("{}.{}", task.assignment.service_name, task.assignment.slot)
+    task.assignment.name()
 }
 
 /// `web.1.ID`.

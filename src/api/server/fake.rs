@@ -9,8 +9,8 @@ use crate::agent::{
 use crate::cluster::{CertificateAuthority, Command, Entry, NodeState, Reply, State, schedule};
 use crate::manager::ManagerError;
 use crate::types::{
-    BootId, ClusterId, ClusterSpec, Fork, Key32, NetworkId, NodeAddresses, NodeId, Role, TaskId, TaskState, TaskStatus,
-    UnixTime,
+    BootId, ClusterId, ClusterSpec, Fork, Key32, Machine, NetworkId, NodeAddresses, NodeId, Resources, Role, TaskId,
+    TaskState, TaskStatus, UnixTime,
 };
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
@@ -81,6 +81,13 @@ impl Fake {
         fake
     }
 
+    /// The manager of a swarm of two that both take tasks.
+    pub(crate) fn manager_of_two() -> Fake {
+        let fake = Fake::manager();
+        fake.open_session(NodeId::from_random(WORKER), 2);
+        fake
+    }
+
     fn become_member(&self, role: Role) {
         let mut swarm = self.0.swarm.lock().unwrap();
         swarm.state = SwarmState::Active;
@@ -108,10 +115,7 @@ impl Fake {
         self.add_node(NODE, Role::Manager, 1);
         self.add_node(WORKER, Role::Worker, 2);
         let node = NodeId::from_random(NODE);
-        let (hostname, software, addresses) = ("ant-1".to_owned(), "0.1.0".to_owned(), addresses(1));
-        let resources = crate::types::HostResources { processors: 4, memory_bytes: 8 << 30 };
-        self.apply(Command::OpenSession { node, boot: BootId([1; 8]), hostname, software, addresses, resources })
-            .unwrap();
+        self.open_session(node, 1);
         self.apply(Command::SetNodeState { node, state: NodeState::Ready, message: String::new() }).unwrap();
     }
 
@@ -126,6 +130,14 @@ impl Fake {
             certificate_expires: UnixTime(NOW.0 + 1_000_000),
         };
         self.apply(command).unwrap();
+    }
+
+    fn open_session(&self, node: NodeId, number: u8) {
+        let resources = Resources { nano_cpus: 4_000_000_000, memory_bytes: 8 << 30 };
+        let machine = Machine { os: "linux".into(), architecture: "x86_64".into(), resources };
+        let (hostname, software, addresses) = (format!("ant-{number}"), "0.1.0".to_owned(), addresses(number));
+        let boot = BootId([number; 8]);
+        self.apply(Command::OpenSession { node, boot, hostname, software, addresses, machine }).unwrap();
     }
 
     /// Commits a command, and all that the scheduler and the node make of it.

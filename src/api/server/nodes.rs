@@ -83,10 +83,10 @@ pub(super) fn describe(node: &Node, leader: Option<NodeId>) -> api::Node {
         },
         description: api::NodeDescription {
             hostname: node.hostname.clone(),
-            platform: api::Platform { os: "linux".into(), architecture: String::new() },
+            platform: api::Platform { os: node.machine.os.clone(), architecture: node.machine.architecture.clone() },
             resources: api::Resources {
-                nano_cpus: u64::from(node.resources.processors) * 1_000_000_000,
-                memory_bytes: node.resources.memory_bytes,
+                nano_cpus: node.machine.resources.nano_cpus,
+                memory_bytes: node.machine.resources.memory_bytes,
             },
             engine: api::EngineDescription { engine_version: node.software.clone() },
             ..api::NodeDescription::default()

@@ -40,10 +40,18 @@ pub(super) const SERVICE: Shape = Object(&[
 
 const TASK_TEMPLATE: Shape = Object(&[
     ("ContainerSpec", CONTAINER),
+    ("Resources", Object(&[("Reservations", Object(&[("NanoCPUs", Any), ("MemoryBytes", Any)]))])),
+    ("Placement", PLACEMENT),
     ("RestartPolicy", RESTART_POLICY),
     ("Networks", NETWORK_ATTACHMENTS),
     ("ForceUpdate", Any),
     ("Runtime", Words(&["container"], "tasks are containers")),
+]);
+
+const PLACEMENT: Shape = Object(&[
+    ("Constraints", Any),
+    ("Preferences", List(&Object(&[("Spread", Object(&[("SpreadDescriptor", Any)]))]))),
+    ("MaxReplicas", Any),
 ]);
 
 const CONTAINER: Shape = Object(&[
@@ -83,7 +91,7 @@ pub(super) const SWARM_INIT: Shape = Object(&[
 
 const SWARM_SPEC: Shape = Object(&[
     ("Name", Words(&["default"], "a swarm is always named default")),
-    ("Orchestration", Object(&[("TaskHistoryRetentionLimit", Number(5))])),
+    ("Orchestration", Object(&[("TaskHistoryRetentionLimit", Any)])),
     ("Dispatcher", Object(&[("HeartbeatPeriod", Any)])),
     ("CAConfig", Object(&[("NodeCertExpiry", Any)])),
     ("Formic", Object(&[("KeyRotationSeconds", Any)])),

@@ -6,10 +6,19 @@ use super::filters::Filters;
 use super::request::Request;
 use super::{lookup, manager_state, names, random, respond, schema, time};
 use crate::api::types as api;
-use crate::cluster::{Command, Service, State};
-use crate::types::{ContainerSpec, NetworkId, ServiceId, ServiceSpec, TaskState};
+use crate::cluster::{Command, Service, State, schedule};
+use crate::types::{
+    Constraint, ContainerSpec, NetworkId, Placement, Resources, ServiceId, ServiceMode, ServiceSpec, TaskState,
+};
 use hyper::StatusCode;
 use std::collections::BTreeSet;
+
+/// What tasks can be spread over.
+const SPREAD_OVER: &str = "node.labels.";
+
+/// The least processor time and memory that can be reserved, as Docker's.
+const MIN_NANO_CPUS: u64 = 1_000_000;
+const MIN_MEMORY_BYTES: u64 = 4 << 20;
 
 /// Characters of a host name at most (a DNS label).
 const MAX_HOSTNAME: usize = 63;
@@ -29,25 +38,68 @@ pub(super) fn spec_from(mut wanted: api::ServiceSpec, state: &State, random: [u8
     if wanted.name.is_empty() {
         wanted.name = names::invent(random, taken);
     }
-    let replicas = fill_replicas(&mut wanted.mode)?;
+    let mode = fill_mode(&mut wanted.mode)?;
+    let placement = placement_from(&wanted.task_template.placement)?;
+    let reservations = reservations_from(&wanted.task_template.resources.reservations)?;
     if wanted.endpoint_spec.mode.is_empty() {
         wanted.endpoint_spec.mode = "vip".into();
     }
     let container = container_from(&mut wanted.task_template.container_spec)?;
     let networks = networks_from(&mut wanted, state)?;
     let api_spec = serde_json::to_string(&wanted).map_err(|error| ApiError::internal(error.to_string()))?;
-    Ok(ServiceSpec { name: wanted.name, labels: wanted.labels, container, networks, replicas, api_spec })
+    let (name, labels) = (wanted.name, wanted.labels);
+    Ok(ServiceSpec { name, labels, container, networks, mode, placement, reservations, api_spec })
 }
 
-fn fill_replicas(mode: &mut api::ServiceMode) -> Result<u64, ApiError> {
+fn fill_mode(mode: &mut api::ServiceMode) -> Result<ServiceMode, ApiError> {
+    // Empty objects mean something here, and pass the allow-list.
+    if mode.replicated_job.is_some() || mode.global_job.is_some() {
+        return Err(ApiError::bad_request("unsupported service mode: there are no jobs, use replicated or global"));
+    }
     if mode.global.is_some() {
-        return Err(ApiError::bad_request(
-            "unsupported service mode global: Formic has replicated services only (--replicas N)",
-        ));
+        return match mode.replicated {
+            Some(_) => Err(ApiError::bad_request("must specify only one service mode")),
+            None => Ok(ServiceMode::Global),
+        };
     }
     let replicated = mode.replicated.get_or_insert_default();
     let replicas = *replicated.replicas.get_or_insert(1);
-    Ok(replicas)
+    Ok(ServiceMode::Replicated { replicas })
+}
+
+fn placement_from(wanted: &api::Placement) -> Result<Placement, ApiError> {
+    let constraints: Result<Vec<Constraint>, _> = wanted.constraints.iter().map(|text| text.parse()).collect();
+    let spread = wanted.preferences.iter().map(|preference| {
+        let descriptor = &preference.spread.spread_descriptor;
+        let label = descriptor.strip_prefix(SPREAD_OVER).filter(|label| !label.is_empty());
+        label.map(str::to_owned).ok_or_else(|| {
+            let text = format!("invalid placement preference {descriptor:?}: it must be spread={SPREAD_OVER}NAME");
+            ApiError::bad_request(text)
+        })
+    });
+    Ok(Placement {
+        constraints: constraints.map_err(|error| ApiError::bad_request(error.to_string()))?,
+        spread: spread.collect::<Result<_, _>>()?,
+        max_per_node: wanted.max_replicas,
+    })
+}
+
+fn reservations_from(wanted: &api::Resources) -> Result<Resources, ApiError> {
+    if (1..MIN_NANO_CPUS).contains(&wanted.nano_cpus) {
+        let processors = wanted.nano_cpus as f64 / 1e9;
+        return Err(ApiError::bad_request(format!("invalid cpu value {processors}: Must be at least 0.001")));
+    }
+    if (1..MIN_MEMORY_BYTES).contains(&wanted.memory_bytes) {
+        let text = format!("invalid memory value {}: Must be at least 4MiB", wanted.memory_bytes);
+        return Err(ApiError::bad_request(text));
+    }
+    Ok(Resources { nano_cpus: wanted.nano_cpus, memory_bytes: wanted.memory_bytes })
+}
+
+/// Resources as the API writes them.
+pub(super) fn resources(reservations: Resources) -> api::ResourceRequirements {
+    let Resources { nano_cpus, memory_bytes } = reservations;
+    api::ResourceRequirements { reservations: api::Resources { nano_cpus, memory_bytes } }
 }
 
 fn container_from(wanted: &mut api::ContainerSpec) -> Result<ContainerSpec, ApiError> {
@@ -122,8 +174,15 @@ pub(super) fn list(backend: &dyn Backend, request: &Request) -> Result<respond::
 fn fits(service: &Service, filters: &Filters) -> bool {
     filters.any("id", |id| service.id.to_string().starts_with(id))
         && filters.any("name", |name| service.spec.name.starts_with(name))
-        && filters.any("mode", |mode| mode == "replicated")
+        && filters.any("mode", |mode| mode == mode_word(service.spec.mode))
         && filters.labels("label", &service.spec.labels)
+}
+
+fn mode_word(mode: ServiceMode) -> &'static str {
+    match mode {
+        ServiceMode::Replicated { .. } => "replicated",
+        ServiceMode::Global => "global",
+    }
 }
 
 /// Docker's `ServiceStatus`.
@@ -132,7 +191,7 @@ pub(super) fn status(state: &State, service: &Service) -> api::ServiceStatus {
     let running = tasks.filter(|task| task.desired == TaskState::Running && task.status.state == TaskState::Running);
     api::ServiceStatus {
         running_tasks: running.count() as u64,
-        desired_tasks: service.spec.replicas,
+        desired_tasks: schedule::wanted(state, service),
         completed_tasks: 0,
     }
 }
@@ -174,15 +233,28 @@ fn rebuild(spec: &ServiceSpec) -> api::ServiceSpec {
         labels: spec.labels.clone(),
         task_template: api::TaskSpec {
             container_spec: container_spec(&spec.container),
+            resources: resources(spec.reservations),
+            placement: placement(&spec.placement),
             networks: networks.collect(),
             ..api::TaskSpec::default()
         },
-        mode: api::ServiceMode {
-            replicated: Some(api::ReplicatedService { replicas: Some(spec.replicas) }),
-            global: None,
+        mode: match spec.mode {
+            ServiceMode::Replicated { replicas } => api::ServiceMode::replicated(replicas),
+            ServiceMode::Global => api::ServiceMode::global(),
         },
         endpoint_spec: api::EndpointSpec { mode: "vip".into() },
         networks: Vec::new(),
+    }
+}
+
+fn placement(placement: &Placement) -> api::Placement {
+    let over = |label: &String| api::PlacementPreference {
+        spread: api::SpreadOver { spread_descriptor: format!("{SPREAD_OVER}{label}") },
+    };
+    api::Placement {
+        constraints: placement.constraints.iter().map(Constraint::to_string).collect(),
+        preferences: placement.spread.iter().map(over).collect(),
+        max_replicas: placement.max_per_node,
     }
 }
 

@@ -30,9 +30,6 @@ const CERTIFICATE_SECS: std::ops::RangeInclusive<u64> = 3600..=315_360_000;
 const SUBNET_PREFIX: std::ops::RangeInclusive<u32> =
     limits::MIN_SUBNET_PREFIX as u32..=limits::MAX_SUBNET_PREFIX as u32;
 
-/// How many old tasks of a slot Docker keeps. Formic keeps what it keeps: the figure is only shown.
-const TASK_HISTORY: u64 = 5;
-
 pub(super) async fn init(backend: &dyn Backend, request: &Request) -> Result<respond::Response, ApiError> {
     if backend.swarm().state != SwarmState::Inactive {
         return Err(ApiError::unavailable(error::ALREADY_IN_SWARM));
@@ -112,6 +109,13 @@ fn apply_settings(spec: &mut ClusterSpec, wanted: &api::SwarmSpec) -> Result<(),
         }
         spec.certificate_secs = life;
     }
+    if let Some(limit) = wanted.orchestration.task_history_retention_limit {
+        spec.task_history =
+            u32::try_from(limit).ok().filter(|limit| *limit <= limits::TASK_HISTORY).ok_or_else(|| {
+                let text = format!("invalid task history limit {limit}: it must be 0 to {}", limits::TASK_HISTORY);
+                ApiError::bad_request(text)
+            })?;
+    }
     if wanted.formic.key_rotation_seconds != 0 {
         if !KEY_ROTATION_SECS.contains(&wanted.formic.key_rotation_seconds) {
             return Err(out_of_range("key rotation interval", &KEY_ROTATION_SECS));
@@ -183,7 +187,7 @@ pub(super) fn cluster_info(state: &State) -> api::ClusterInfo {
 fn swarm_spec(spec: &ClusterSpec) -> api::SwarmSpec {
     api::SwarmSpec {
         name: "default".into(),
-        orchestration: api::Orchestration { task_history_retention_limit: TASK_HISTORY },
+        orchestration: api::Orchestration { task_history_retention_limit: Some(i64::from(spec.task_history)) },
         dispatcher: api::Dispatcher { heartbeat_period: u64::from(spec.heartbeat_secs) * NANOSECONDS },
         ca_config: api::CaConfig { node_cert_expiry: spec.certificate_secs.saturating_mul(NANOSECONDS) },
         formic: api::FormicSwarmSpec { key_rotation_seconds: u64::from(spec.key_rotation_secs) },
@@ -209,7 +213,12 @@ pub(super) async fn update(backend: &dyn Backend, request: &Request) -> Result<r
 }
 
 /// The settings that may be changed.
-const CHANGEABLE: [[&str; 2]; 2] = [["Dispatcher", "HeartbeatPeriod"], ["Formic", "KeyRotationSeconds"]];
+const CHANGEABLE: [[&str; 2]; 4] = [
+    ["Dispatcher", "HeartbeatPeriod"],
+    ["CAConfig", "NodeCertExpiry"],
+    ["Orchestration", "TaskHistoryRetentionLimit"],
+    ["Formic", "KeyRotationSeconds"],
+];
 
 /// Refuses what differs from the settings as they are, but for those of [`CHANGEABLE`]: the client sends them all.
 fn refuse_other_changes<'a>(wanted: &'a Value, current: &Value, path: &mut Vec<&'a str>) -> Result<(), ApiError> {

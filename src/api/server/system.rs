@@ -2,7 +2,7 @@
 
 use super::backend::Backend;
 use super::{error::ApiError, host, respond, swarm, time};
-use crate::agent::{LocalTask, SwarmInfo, own_resources};
+use crate::agent::{self, LocalTask, SwarmInfo};
 use crate::api::types::{
     API_VERSION, Component, Info, MIN_API_VERSION, Peer, PlatformName, Plugins, SwarmStatus, Version,
 };
@@ -48,7 +48,6 @@ pub(super) async fn info(backend: &dyn Backend) -> Result<respond::Response, Api
 }
 
 fn describe(tasks: &[LocalTask], swarm: SwarmStatus) -> Info {
-    let resources = own_resources();
     let running = tasks.iter().filter(|task| task.status.state == TaskState::Running).count() as u64;
     Info {
         id: swarm.node_id.clone(),
@@ -58,8 +57,8 @@ fn describe(tasks: &[LocalTask], swarm: SwarmStatus) -> Info {
         driver: "formic".into(),
         plugins: Plugins { network: vec!["overlay".into()], ..Plugins::default() },
         memory_limit: true,
-        ncpu: resources.processors.into(),
-        mem_total: resources.memory_bytes,
+        ncpu: agent::processors(),
+        mem_total: agent::memory_bytes(),
         name: host::hostname(),
         kernel_version: host::kernel(),
         operating_system: host::operating_system(),

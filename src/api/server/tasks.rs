@@ -7,7 +7,7 @@ use super::request::Request;
 use super::{lookup, manager_state, networks, respond, services, time};
 use crate::api::types as api;
 use crate::cluster::{State, Task};
-use crate::types::{Attachment, NodeId, ServiceId, TaskState, TaskStatus};
+use crate::types::{self, Attachment, NodeId, ServiceId, TaskState, TaskStatus};
 
 /// Filters of task lists. A service has one version of its specification, so every task is up to date.
 const FILTERS: [&str; 7] = ["id", "name", "service", "node", "desired-state", "label", "_up-to-date"];
@@ -38,7 +38,7 @@ pub(super) fn filtered<'a>(state: &'a State, filters: &Filters) -> Result<Vec<&'
         filters.any("id", |id| task.id.to_string().starts_with(id))
             && filters.any("name", |name| task_name(state, task).starts_with(name))
             && filters.any("service", |_| services.contains(&task.service))
-            && filters.any("node", |_| task.node.is_some_and(|node| nodes.contains(&node)))
+            && filters.any("node", |_| task.node.or(task.bound_to).is_some_and(|node| nodes.contains(&node)))
             && filters.any("desired-state", |desired| task.desired.to_string() == desired)
             && filters.values("label").is_empty()
     };
@@ -52,9 +52,8 @@ fn service_id(state: &State, wanted: &str) -> Option<ServiceId> {
 }
 
 fn task_name(state: &State, task: &Task) -> String {
-    let service =
-        state.services.get(&task.service).map_or_else(|| task.service.to_string(), |service| service.spec.name.clone());
-    format!("{service}.{}", task.slot)
+    let service = state.services.get(&task.service).map(|service| service.spec.name.clone());
+    types::task_name(&service.unwrap_or_else(|| task.service.to_string()), task.slot, task.bound_to)
 }
 
 /// A task as `task inspect` shows it.
@@ -70,12 +69,13 @@ pub(super) fn describe(state: &State, task: &Task) -> api::Task {
         updated_at: time::rfc3339(task.updated_at),
         spec: api::TaskSpec {
             container_spec: services::container_spec(&task.container),
+            resources: services::resources(task.reservations),
             networks: targets.collect(),
             ..api::TaskSpec::default()
         },
         service_id: task.service.to_string(),
         slot: task.slot,
-        node_id: task.node.map(|node| node.to_string()).unwrap_or_default(),
+        node_id: task.node.or(task.bound_to).map(|node| node.to_string()).unwrap_or_default(),
         status: status(task),
         desired_state: task.desired.to_string(),
         networks_attachments: task

@@ -15,6 +15,10 @@ macro_rules! docker_type {
 
 type Map = BTreeMap<String, String>;
 
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 docker_type! {
     struct IdUpper { #[serde(rename = "ID")] id: String }
     struct ObjectVersion { index: u64 }
@@ -83,6 +87,8 @@ docker_type! {
     }
     struct TaskSpec {
         container_spec: ContainerSpec,
+        #[serde(skip_serializing_if = "is_default")] resources: ResourceRequirements,
+        #[serde(skip_serializing_if = "is_default")] placement: Placement,
         #[serde(skip_serializing_if = "Vec::is_empty")] networks: Vec<NetworkAttachmentConfig>,
         force_update: u64,
         #[serde(skip_serializing_if = "String::is_empty")] runtime: String,
@@ -95,6 +101,14 @@ docker_type! {
         #[serde(skip_serializing_if = "String::is_empty")] dir: String,
         #[serde(skip_serializing_if = "String::is_empty")] hostname: String,
     }
+    struct ResourceRequirements { #[serde(skip_serializing_if = "is_default")] reservations: Resources }
+    struct Placement {
+        #[serde(skip_serializing_if = "Vec::is_empty")] constraints: Vec<String>,
+        #[serde(skip_serializing_if = "Vec::is_empty")] preferences: Vec<PlacementPreference>,
+        #[serde(skip_serializing_if = "is_default")] max_replicas: u64,
+    }
+    struct PlacementPreference { spread: SpreadOver }
+    struct SpreadOver { spread_descriptor: String }
     struct NetworkAttachmentConfig {
         target: String,
         #[serde(skip_serializing_if = "Vec::is_empty")] aliases: Vec<String>,
@@ -102,9 +116,12 @@ docker_type! {
     struct ServiceMode {
         #[serde(skip_serializing_if = "Option::is_none")] replicated: Option<ReplicatedService>,
         #[serde(skip_serializing_if = "Option::is_none")] global: Option<GlobalService>,
+        #[serde(skip_serializing_if = "Option::is_none")] replicated_job: Option<JobMode>,
+        #[serde(skip_serializing_if = "Option::is_none")] global_job: Option<JobMode>,
     }
     struct ReplicatedService { replicas: Option<u64> }
     struct GlobalService {}
+    struct JobMode {}
     struct EndpointSpec { mode: String }
     struct Service {
         #[serde(rename = "ID")] id: String,
@@ -168,6 +185,18 @@ docker_type! {
     }
 }
 
+impl ServiceMode {
+    /// So many tasks.
+    pub fn replicated(replicas: u64) -> ServiceMode {
+        ServiceMode { replicated: Some(ReplicatedService { replicas: Some(replicas) }), ..ServiceMode::default() }
+    }
+
+    /// One task on each node.
+    pub fn global() -> ServiceMode {
+        ServiceMode { global: Some(GlobalService {}), ..ServiceMode::default() }
+    }
+}
+
 // The swarm and its nodes.
 docker_type! {
     struct SwarmInit {
@@ -205,7 +234,7 @@ docker_type! {
         /// Seconds between two key rotations; 0 is the default or leaves it.
         key_rotation_seconds: u64,
     }
-    struct Orchestration { task_history_retention_limit: u64 }
+    struct Orchestration { task_history_retention_limit: Option<i64> }
     struct RaftConfig { election_tick: u64, heartbeat_tick: u64 }
     struct Dispatcher { heartbeat_period: u64 }
     struct CaConfig { node_cert_expiry: u64 }
@@ -248,7 +277,10 @@ docker_type! {
         #[serde(rename = "TLSInfo")] tls_info: TlsInfo,
     }
     struct Platform { architecture: String, #[serde(rename = "OS")] os: String }
-    struct Resources { #[serde(rename = "NanoCPUs")] nano_cpus: u64, memory_bytes: u64 }
+    struct Resources {
+        #[serde(rename = "NanoCPUs", skip_serializing_if = "is_default")] nano_cpus: u64,
+        #[serde(skip_serializing_if = "is_default")] memory_bytes: u64,
+    }
     struct EngineDescription { engine_version: String }
     struct NodeStatus { state: String, message: String, addr: String }
     struct ManagerStatus { leader: bool, reachability: String, addr: String }

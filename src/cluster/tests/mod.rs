@@ -138,6 +138,10 @@ impl Swarm {
     /// What must hold between two steps.
     fn check_step(&mut self, before: &State) {
         for (id, task) in &self.state.tasks {
+            let placed = task.node.filter(|_| before.tasks.get(id).is_none_or(|old| old.node.is_none()));
+            if let Some(node) = placed {
+                check_room(&self.state, task, node);
+            }
             if let Some(old) = before.tasks.get(id) {
                 assert!(task.status.state >= old.status.state, "{id}: {} -> {}", old.status.state, task.status.state);
                 assert!(task.desired >= old.desired && task.gone >= old.gone);
@@ -186,11 +190,23 @@ fn check_addresses(state: &State) {
     assert_eq!(allocated, live, "allocated and live addresses differ");
 }
 
+/// What a placement must never exceed.
+fn check_room(state: &State, task: &Task, node: NodeId) {
+    let host = &state.nodes[&node];
+    let spec = &state.services[&task.service].spec;
+    let used = state.used(node, task.service);
+    assert!(used.reserved.fits(host.machine.resources) || spec.reservations == Resources::default(), "{used:?}");
+    assert!(spec.placement.max_per_node == 0 || used.live <= spec.placement.max_per_node, "{used:?}");
+    assert!(suit::meets(host, &spec.placement.constraints) && host.takes_tasks());
+}
+
 fn check_tasks(state: &State) {
     let mut live = BTreeSet::new();
     for task in state.tasks.values() {
-        assert!(!task.is_live() || live.insert((task.service, task.slot)), "two live tasks in a slot");
-        assert!(task.node.is_none_or(|node| state.nodes.contains_key(&node)), "a task on a node that is gone");
+        assert!(!task.is_live() || live.insert((task.service, task.slot, task.bound_to)), "two live tasks in a place");
+        let nodes = [task.node, task.bound_to];
+        assert!(nodes.iter().flatten().all(|node| state.nodes.contains_key(node)), "a task on a node that is gone");
+        assert!(task.bound_to.is_none() || task.node.is_none() || task.node == task.bound_to, "on another node");
         assert!(!task.gone || (task.status.state.is_terminal() && task.desired > TaskState::Running));
     }
     for service in state.services.values().filter(|service| service.removing) {
@@ -285,8 +301,13 @@ pub(super) fn open_session(number: u64, boot_number: u64) -> Command {
         hostname: format!("host{number}"),
         software: "0.1.0".into(),
         addresses: addresses(number),
-        resources: HostResources::default(),
+        machine: machine(4, 1 << 30),
     }
+}
+
+pub(super) fn machine(processors: u64, memory_bytes: u64) -> Machine {
+    let resources = Resources { nano_cpus: processors * 1_000_000_000, memory_bytes };
+    Machine { os: "linux".into(), architecture: "x86_64".into(), resources }
 }
 
 pub(super) fn set_state(number: u64, state: NodeState) -> Command {
@@ -321,7 +342,9 @@ pub(super) fn service_spec(name: &str, networks: &[u64], replicas: u64) -> Servi
             hostname: String::new(),
         },
         networks: networks.iter().map(|number| (network(*number), vec!["alias".into()])).collect(),
-        replicas,
+        mode: ServiceMode::Replicated { replicas },
+        placement: Placement::default(),
+        reservations: Resources::default(),
         api_spec: "{}".into(),
     }
 }

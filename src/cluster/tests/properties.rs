@@ -40,7 +40,11 @@ impl Walk {
             7 => self.swarm.propose(add_node(number, if b % 4 == 0 { Role::Manager } else { Role::Worker })),
             8 => {
                 self.boots += u64::from(b % 2);
-                self.swarm.propose(open_session(number, self.boots));
+                let mut open = open_session(number, self.boots);
+                if let Command::OpenSession { machine, .. } = &mut open {
+                    machine.resources.nano_cpus = u64::from(c % 4 + 1) * 1_000_000_000;
+                }
+                self.swarm.propose(open);
             }
             9 => self.swarm.propose(set_state(number, if b % 2 == 0 { NodeState::Down } else { NodeState::Ready })),
             10 => self.swarm.propose(Command::RemoveNode { node: node(number), force: b % 2 == 0, master: key(c) }),
@@ -64,6 +68,7 @@ impl Walk {
             let id = self.any_network(c);
             let mut spec = service_spec(&format!("svc{number}"), &[], u64::from(c % 5));
             spec.networks = vec![(id, vec![])];
+            place(&mut spec, c / 5);
             self.swarm.propose(Command::CreateService { id: service(number), spec });
         }
     }
@@ -105,7 +110,8 @@ impl Walk {
         let Some(node) = self.swarm.state.nodes.get(&node(number)) else { return };
         let (node, version) = (node.id, node.version);
         let availability = [Availability::Active, Availability::Pause, Availability::Drain][usize::from(b % 3)];
-        self.swarm.ok(Command::UpdateNode { node, version, availability, labels: BTreeMap::new() });
+        let labels = BTreeMap::from([("zone".to_owned(), ["a", "b"][usize::from(b / 3 % 2)].to_owned())]);
+        self.swarm.ok(Command::UpdateNode { node, version, availability, labels });
     }
 
     /// Commands that a leader would not send.
@@ -114,7 +120,12 @@ impl Walk {
         let epoch = Epoch(u32::from(a));
         let service = self.any_service(c);
         self.swarm.propose(match b % 8 {
-            0 => Command::CreateTask { id: TaskId(super::id(90_000 + u64::from(a))), service, slot: u64::from(c) },
+            0 => Command::CreateTask {
+                id: TaskId(super::id(90_000 + u64::from(a))),
+                service,
+                slot: u64::from(c),
+                bound_to: None,
+            },
             1 => Command::PlaceTask { id, node: node(u64::from(c % 4)) },
             2 => Command::SetPending { id, reason: "nonsense".into() },
             3 => Command::ShutDownTask { id, remove: c.is_multiple_of(2) },
@@ -142,6 +153,18 @@ impl Walk {
         }
         panic!("the key life does not come to rest");
     }
+}
+
+/// Every kind of wish for nodes.
+fn place(spec: &mut ServiceSpec, choice: u8) {
+    match choice % 8 {
+        0 | 1 => spec.mode = ServiceMode::Global,
+        2 => spec.placement.max_per_node = 1,
+        3 => spec.placement.spread = vec!["zone".into()],
+        4 => spec.placement.constraints = vec!["node.labels.zone==a".parse().unwrap()],
+        _ => {}
+    }
+    spec.reservations.nano_cpus = u64::from(choice % 3) * 700_000_000;
 }
 
 const STATES: [TaskState; 7] = [

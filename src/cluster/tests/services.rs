@@ -59,7 +59,7 @@ fn a_removed_service_gives_up_its_name_and_leaves_with_its_last_task() {
     assert_eq!(swarm.schedule(), 0, "nothing is replaced");
     assert!(swarm.state.services[&service(1)].removing);
     let id = swarm.draw_task();
-    let text = swarm.refused(Command::CreateTask { id, service: service(1), slot: 1 });
+    let text = swarm.refused(Command::CreateTask { id, service: service(1), slot: 1, bound_to: None });
     assert_eq!(text, format!("service {} not found", service(1)));
     swarm.confirm(live[&3]);
     assert!(!swarm.state.services.contains_key(&service(1)) && swarm.state.tasks.is_empty());

@@ -117,8 +117,8 @@ fn commands_on_tasks_out_of_order_are_refused() {
     assert_eq!(swarm.refused(Command::PlaceTask { id: task, node: node(2) }), text);
     assert_eq!(swarm.refused(Command::SetPending { id: task, reason: "no".into() }), text);
     let id = swarm.draw_task();
-    let create = |id, slot| Command::CreateTask { id, service: service(1), slot };
-    assert_eq!(swarm.refused(create(id, 1)), "slot 1 of service svc1 has a live task");
+    let create = |id, slot| Command::CreateTask { id, service: service(1), slot, bound_to: None };
+    assert_eq!(swarm.refused(create(id, 1)), "there is a live task svc1.1 already");
     assert_eq!(swarm.refused(create(id, 2)), "service svc1 has no slot 2");
     assert_eq!(swarm.refused(create(id, 0)), "service svc1 has no slot 0");
     swarm.ok(Command::ShutDownTask { id: task, remove: false });
@@ -126,7 +126,7 @@ fn commands_on_tasks_out_of_order_are_refused() {
     swarm.ok(create(id, 1));
     swarm.ok(set_state(2, NodeState::Down));
     let text = swarm.refused(Command::PlaceTask { id, node: node(2) });
-    assert_eq!(text, format!("node {} is not available for new tasks", node(2)));
+    assert_eq!(text, "no suitable node (1 node down)");
     assert!(swarm.refused(Command::PlaceTask { id, node: node(5) }).contains("not found"));
     swarm.ok(Command::ShutDownTask { id, remove: false });
     assert!(swarm.task(id).gone, "no node ever had it");

@@ -45,7 +45,7 @@ fn a_restarted_manager_gives_nodes_a_window_to_come_back() {
             hostname: "first".to_owned(),
             software: "0.1.0".to_owned(),
             addresses: addresses(),
-            resources: HostResources::default(),
+            machine: Machine::default(),
         };
         manager.propose(open).await.unwrap();
         manager.stop().await;

@@ -9,8 +9,8 @@ use super::{InitParams, Manager, random, wall_clock};
 use crate::cluster::{Command, State};
 use crate::tls::{self, ConnectError, Identity, NodeKey, Session};
 use crate::types::{
-    Availability, BootId, ClusterSpec, ContainerSpec, HostResources, NetworkId, NetworkSpec, NodeAddresses, NodeId,
-    ServiceId, ServiceSpec, TaskAssignment, TaskState, TaskStatus, UnixTime,
+    Availability, BootId, ClusterSpec, ContainerSpec, Machine, NetworkId, NetworkSpec, NodeAddresses, NodeId,
+    Placement, Resources, ServiceId, ServiceMode, ServiceSpec, TaskAssignment, TaskState, TaskStatus, UnixTime,
 };
 use crate::wire::control::{FromAgent, JoinRequest, NetworkView, RingView, SessionRequest, SwarmView, ToAgent};
 use crate::wire::record::{SignedRecord, TrustBundle, VerifiedRecord};
@@ -129,7 +129,9 @@ impl Swarm {
             labels: BTreeMap::new(),
             container,
             networks: vec![(network, vec!["alias".to_owned()])],
-            replicas,
+            mode: ServiceMode::Replicated { replicas },
+            placement: Placement::default(),
+            reservations: Resources::default(),
             api_spec: String::new(),
         };
         self.manager.propose(Command::CreateService { id, spec }).await.unwrap();
@@ -170,8 +172,13 @@ fn join_request() -> (NodeKey, JoinRequest) {
 }
 
 fn session_request(boot: BootId) -> SessionRequest {
-    let (hostname, software) = ("worker".to_owned(), "0.1.0".to_owned());
-    SessionRequest { boot, hostname, software, addresses: addresses(), resources: HostResources::default() }
+    SessionRequest {
+        boot,
+        hostname: "worker".to_owned(),
+        software: "0.1.0".to_owned(),
+        addresses: addresses(),
+        machine: Machine::default(),
+    }
 }
 
 /// What an agent has been told: the last complete push, and all records.

@@ -7,8 +7,8 @@ use crate::manager::book::RecordBook;
 use crate::manager::news::{self, Seen, Speaker};
 use crate::manager::push;
 use crate::types::{
-    Availability, BootId, ClusterId, ClusterSpec, Fork, HostResources, Key32, NodeAddresses, NodeId, Role, TaskId,
-    Time, UnixTime,
+    Availability, BootId, ClusterId, ClusterSpec, Fork, Key32, Machine, NodeAddresses, NodeId, Role, TaskId, Time,
+    UnixTime,
 };
 use crate::wire::control::FromAgent;
 use rand::rngs::StdRng;
@@ -150,8 +150,8 @@ impl Manager {
         now: Time,
     ) -> Result<u64, String> {
         // One that is open is the same node's former one, which would not answer a probe: it is replaced.
-        let (software, resources) = ("sim".into(), HostResources::default());
-        let command = Command::OpenSession { node, boot, hostname, software, addresses, resources };
+        let (software, machine) = ("sim".into(), Machine::default());
+        let command = Command::OpenSession { node, boot, hostname, software, addresses, machine };
         let index = match self.propose(command, now) {
             Ok(Reply::BootIndex(index)) => index,
             Ok(Reply::Done) => 0,

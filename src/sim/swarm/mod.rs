@@ -23,8 +23,8 @@ use crate::cluster::{Command, NodeState};
 use crate::dataplane::simulated::Datagram;
 use crate::keys::KeysConfig;
 use crate::types::{
-    BootId, ClusterSpec, ContainerSpec, Epoch, EpochPhase, Key32, NetworkId, NetworkSpec, NodeAddresses, NodeId, Role,
-    ServiceId, ServiceSpec, TaskState, Time,
+    BootId, ClusterSpec, ContainerSpec, Epoch, EpochPhase, Key32, NetworkId, NetworkSpec, NodeAddresses, NodeId,
+    Placement, Resources, Role, ServiceId, ServiceMode, ServiceSpec, TaskState, Time,
 };
 use host::{Host, Wanted, Work};
 use link::Link;
@@ -229,7 +229,10 @@ impl Swarm {
         };
         let networks = networks.iter().map(|network| (*network, vec![])).collect();
         let (labels, api_spec) = (BTreeMap::new(), String::new());
-        let spec = ServiceSpec { name: name.into(), labels, container, networks, replicas, api_spec };
+        let mode = ServiceMode::Replicated { replicas };
+        let (placement, reservations) = (Placement::default(), Resources::default());
+        let spec =
+            ServiceSpec { name: name.into(), labels, container, networks, mode, placement, reservations, api_spec };
         self.command(Command::CreateService { id, spec }).expect("a new service");
         id
     }
@@ -422,7 +425,11 @@ impl Swarm {
     /// All tasks that shall run do, each node that is there has its session, and nothing else is left anywhere.
     fn is_settled(&self) -> bool {
         let state = &self.manager.state;
-        let wanted: u64 = state.services.values().filter(|it| !it.removing).map(|it| it.spec.replicas).sum();
+        let replicas = |service: &crate::cluster::Service| match service.spec.mode {
+            ServiceMode::Replicated { replicas } => replicas,
+            ServiceMode::Global => 0,
+        };
+        let wanted: u64 = state.services.values().filter(|it| !it.removing).map(replicas).sum();
         let running = state.tasks.values().filter(|task| task.is_live() && task.status.state == TaskState::Running);
         let leaving = |task: &&crate::cluster::Task| task.desired != TaskState::Running && !task.gone;
         let there = self.nodes.iter().filter(|node| !node.gone && node.host.is_some());

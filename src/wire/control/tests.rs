@@ -1,7 +1,7 @@
 //! Golden bytes: a change of what goes over the wire is a new ALPN.
 
 use super::*;
-use crate::types::{Attachment, ContainerSpec, Generation, ServiceId, TaskState, UnixTime};
+use crate::types::{Attachment, ContainerSpec, Generation, Resources, ServiceId, TaskState, UnixTime};
 use crate::wire::frame;
 
 fn hex(bytes: &[u8]) -> String {
@@ -25,7 +25,11 @@ fn frames_are_frozen() {
         hostname: "ant-1".into(),
         software: "0.1.0".into(),
         addresses: addresses(),
-        resources: HostResources { processors: 4, memory_bytes: 1 << 30 },
+        machine: Machine {
+            os: "linux".into(),
+            architecture: "x86_64".into(),
+            resources: Resources { nano_cpus: 2_000_000_000, memory_bytes: 1 << 30 },
+        },
     };
     let join = JoinRequest {
         secret: Zeroizing::new([0xa5; 16]),

@@ -54,9 +54,15 @@ fn a_swarm_from_its_first_command_to_its_last() {
     assert!(info.contains("Is Manager: true") && info.contains("Heartbeat Period: 10 seconds"), "{info}");
     let nodes = docker.ok(&["node", "ls"]);
     assert!(nodes.contains("ant-1") && nodes.contains("Leader") && nodes.contains('*'), "{nodes}");
-    let node = docker.ok(&["node", "inspect", "--pretty", "self"]);
-    assert!(node.contains("ant-1"), "{node}");
-    assert!(node.contains("CPUs:\t\t\t4") && node.contains("Memory:\t\t8GiB"), "{node}");
+    let pretty = docker.ok(&["node", "inspect", "--pretty", "self"]);
+    for expected in ["ant-1", "x86_64", "CPUs:", "8GiB"] {
+        assert!(pretty.contains(expected), "no {expected} in {pretty}");
+    }
+    docker.ok(&["swarm", "update", "--task-history-limit", "2", "--cert-expiry", "48h"]);
+    let info = docker.ok(&["info"]);
+    assert!(info.contains("Task History Retention Limit: 2") && info.contains("Expiry Duration: 2 days"), "{info}");
+    docker.fails(&["swarm", "update", "--snapshot-interval", "7"], 1, "Raft.SnapshotInterval");
+    docker.fails(&["swarm", "update", "--autolock"], 1, "AutoLockManagers");
     assert_eq!(docker.ok(&["node", "update", "--availability", "drain", "--label-add", "a=b", "ant-2"]), "ant-2");
     docker.fails(&["node", "promote", "ant-2"], 1, "roles");
     docker.fails(&["node", "rm", "ant-1"], 1, "last manager of the swarm and can't be removed");
@@ -129,7 +135,8 @@ fn networks_and_services_are_shown_as_docker_shows_them() {
     let inspected = docker.ok(&["network", "inspect", "net"]);
     assert!(inspected.contains("10.9.0.2/24") && inspected.contains("web.1."), "{inspected}");
     docker.fails(&["service", "create", "-d", "--publish", "80:80", "host"], 1, "unsupported field EndpointSpec.Ports");
-    docker.fails(&["service", "create", "-d", "--mode", "global", "host"], 1, "global");
+    docker.fails(&["service", "create", "-d", "--mode", "global-job", "host"], 1, "no jobs");
+    docker.fails(&["service", "create", "-d", "--mode", "replicated-job", "host"], 1, "no jobs");
     docker.fails(&["service", "create", "-d", "--endpoint-mode", "dnsrr", "host"], 1, "dnsrr");
     docker.fails(&["network", "create", "-d", "overlay", "--attachable", "x"], 1, "Attachable");
     docker.fails(&["network", "create", "x"], 1, "overlay");
@@ -150,4 +157,52 @@ fn docker_exec_runs_in_a_task() {
     let script = format!("echo hello | DOCKER_HOST=unix://{served} docker exec -i web.1 cat");
     let piped = Command::new("sh").args(["-c", &script]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&piped.stdout), "hello\n", "{piped:?}");
+}
+
+#[test]
+fn placement_is_asked_for_as_docker_does() {
+    let docker = Docker::over(Fake::manager_of_two(), "docker-placement");
+    // Without --detach: the client counts the nodes of a global service.
+    let created = docker.ok(&["service", "create", "--name", "everywhere", "--mode", "global", "host"]);
+    assert!(created.contains("converged"), "{created}");
+    let services = docker.ok(&["service", "ls"]);
+    assert!(services.contains("global") && services.contains("2/2"), "{services}");
+    let tasks = docker.ok(&["service", "ps", "--format", "{{.Name}} {{.Node}}", "everywhere"]);
+    assert!(tasks.contains(" ant-1") && tasks.contains(" ant-2") && tasks.contains("everywhere."), "{tasks}");
+    docker.ok(&["node", "update", "--label-add", "zone=a", "ant-1"]);
+    docker.ok(&[
+        "service",
+        "create",
+        "--name",
+        "one",
+        "--constraint",
+        "node.labels.zone==a",
+        "--placement-pref",
+        "spread=node.labels.zone",
+        "--reserve-cpu",
+        "1.5",
+        "--reserve-memory",
+        "1g",
+        "--replicas-max-per-node",
+        "2",
+        "--replicas",
+        "2",
+        "host",
+    ]);
+    let pretty = docker.ok(&["service", "inspect", "--pretty", "one"]);
+    for expected in ["node.labels.zone==a", "CPU:		1.5", "1GiB", "Max Replicas Per Node"] {
+        assert!(pretty.contains(expected), "no {expected:?} in {pretty}");
+    }
+    let nodes = docker.ok(&["service", "ps", "--format", "{{.Node}}", "one"]);
+    assert_eq!(nodes, "ant-1\nant-1");
+    docker.ok(&["service", "create", "-d", "--name", "big", "--reserve-memory", "1t", "host"]);
+    let big = docker.ok(&["service", "ps", "--no-trunc", "--format", "{{.CurrentState}} {{.Error}}", "big"]);
+    assert!(
+        big.starts_with("Pending") && big.contains("no suitable node (insufficient resources on 2 nodes)"),
+        "{big}"
+    );
+    docker.fails(&["service", "create", "-d", "--constraint", "node.colour==red", "host"], 1, "node.colour==red");
+    assert_eq!(docker.ok(&["node", "update", "--availability", "drain", "ant-2"]), "ant-2");
+    assert!(!docker.ok(&["node", "ps", "--filter", "desired-state=running", "ant-2"]).contains("everywhere"));
+    assert!(docker.ok(&["service", "ls"]).contains("1/1"));
 }

@@ -1,7 +1,9 @@
 //! Services and tasks: what is created, shown, refused.
 
+use super::super::fake::Fake;
 use super::super::services::spec_from;
 use super::Api;
+use crate::types::{Resources, ServiceMode};
 use serde_json::{Value, json};
 
 /// What docker 28 sends for `service create --network NAME my-image`.
@@ -49,6 +51,9 @@ fn all_that_is_implemented_arrives() {
                               "Hostname": "h-1", "Isolation": "default"},
             "RestartPolicy": {"Condition": "any", "Delay": 5_000_000_000u64, "MaxAttempts": 0},
             "Runtime": "container",
+            "Placement": {"Constraints": ["node.role==manager", "node.labels.zone != a"], "MaxReplicas": 7,
+                          "Preferences": [{"Spread": {"SpreadDescriptor": "node.labels.zone"}}]},
+            "Resources": {"Limits": {}, "Reservations": {"NanoCPUs": 500_000_000u64, "MemoryBytes": 64u64 << 20}},
         },
         "UpdateConfig": {"Parallelism": 1, "FailureAction": "pause", "Order": "stop-first"},
         "Mode": {"Replicated": {"Replicas": 2}},
@@ -57,7 +62,11 @@ fn all_that_is_implemented_arrives() {
     assert_eq!(api.call("POST", "/services/create", &request).0, 201);
     let state = api.fake.current();
     let spec = &state.services.values().next().unwrap().spec;
-    assert_eq!(spec.replicas, 2);
+    assert_eq!(spec.mode, ServiceMode::Replicated { replicas: 2 });
+    let constraints: Vec<String> = spec.placement.constraints.iter().map(ToString::to_string).collect();
+    assert_eq!(constraints, ["node.role==manager", "node.labels.zone!=a"]);
+    assert_eq!((&*spec.placement.spread, spec.placement.max_per_node), (&["zone".to_owned()][..], 7));
+    assert_eq!(spec.reservations, Resources { nano_cpus: 500_000_000, memory_bytes: 64 << 20 });
     assert_eq!(spec.container.image, "host:latest");
     assert_eq!(
         (&*spec.container.command, &*spec.container.args),
@@ -95,15 +104,37 @@ fn what_is_not_implemented_is_refused_by_name() {
         (with(good(), container, "Image", json!("")), "image reference must be provided"),
         (with(good(), container, "Image", json!("A B")), "invalid image name"),
         (with(good(), "/TaskTemplate/Resources/Limits", "MemoryBytes", json!(1)), "TaskTemplate.Resources"),
+        (with(good(), "/TaskTemplate/Placement", "Constraints", json!(["node.ip==10.0.0.1"])), "node.ip==10.0.0.1"),
+        (with(good(), "/TaskTemplate/Placement", "Constraints", json!(["node.role=manager"])), "node.role=manager"),
         (
-            with(good(), "/TaskTemplate/Placement", "Constraints", json!(["node.role==manager"])),
-            "TaskTemplate.Placement",
+            with(
+                good(),
+                "/TaskTemplate/Placement",
+                "Preferences",
+                json!([{"Spread": {"SpreadDescriptor": "engine.labels.a"}}]),
+            ),
+            "spread=node.labels.NAME",
+        ),
+        (
+            with(good(), "/TaskTemplate/Placement", "Platforms", json!([{"OS": "plan9"}])),
+            "TaskTemplate.Placement.Platforms",
+        ),
+        (
+            with(good(), "/TaskTemplate/Resources/Reservations", "NanoCPUs", json!(999_999)),
+            "invalid cpu value 0.000999999",
+        ),
+        (with(good(), "/TaskTemplate/Resources/Reservations", "MemoryBytes", json!(4096)), "Must be at least 4MiB"),
+        (with(good(), "/TaskTemplate/Resources/Reservations", "MemoryBytes", json!(-1)), "malformed"),
+        (
+            with(good(), "/TaskTemplate/Resources/Reservations", "GenericResources", json!([{"a": 1}])),
+            "Reservations.GenericResources",
         ),
         (with(good(), "/TaskTemplate", "LogDriver", json!({"Name": "none"})), "LogDriver"),
         (with(good(), "/TaskTemplate", "RestartPolicy", json!({"Condition": "none"})), "RestartPolicy.Condition"),
         (with(good(), "/EndpointSpec", "Mode", json!("dnsrr")), "\"dnsrr\" of EndpointSpec.Mode"),
         (with(good(), "/EndpointSpec", "Ports", json!([{"TargetPort": 80}])), "EndpointSpec.Ports (--publish)"),
-        (with(good(), "/Mode", "Global", json!({})), "global"),
+        (with(good(), "/Mode", "Global", json!({})), "must specify only one service mode"),
+        (with(good(), "/Mode", "ReplicatedJob", json!({"MaxConcurrent": 1})), "Mode.ReplicatedJob"),
         (with(good(), "/TaskTemplate/Networks/0", "Aliases", json!(["x"])), "TaskTemplate.Networks[0].Aliases"),
         (with(good(), "/TaskTemplate", "Networks", json!([{"Target": network}, {"Target": "net"}])), "twice"),
         (with(good(), "", "Name", json!("a b")), "a b"),
@@ -218,4 +249,34 @@ fn the_specification_survives_its_way_into_the_state_and_back() {
     let back: crate::api::types::ServiceSpec = serde_json::from_str(&spec.api_spec).unwrap();
     let again = spec_from(back, &api.fake.current(), [9, 9]).unwrap();
     assert_eq!(again, spec);
+}
+
+#[test]
+fn a_global_service_has_a_task_on_each_node_that_suits() {
+    let api = Api::over(Fake::manager_of_two());
+    let create = |name: &str, placement: Value| {
+        let body = json!({"Name": name, "Mode": {"Global": {}},
+                          "TaskTemplate": {"ContainerSpec": {"Image": "host"}, "Placement": placement}});
+        api.call("POST", "/v1.50/services/create", &body).0
+    };
+    assert_eq!(create("everywhere", json!({})), 201);
+    assert_eq!(create("workers", json!({"Constraints": ["node.role==worker"]})), 201);
+    assert_eq!(create("narrow", json!({"MaxReplicas": 1})), 400);
+    let services = api.get("/services?status=true&filters=%7B%22mode%22%3A%5B%22global%22%5D%7D");
+    let mut desired: Vec<(&str, u64)> = services
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|service| {
+            assert_eq!(service["Spec"]["Mode"], json!({"Global": {}}));
+            (service["Spec"]["Name"].as_str().unwrap(), service["ServiceStatus"]["DesiredTasks"].as_u64().unwrap())
+        })
+        .collect();
+    desired.sort_unstable();
+    assert_eq!(desired, [("everywhere", 2), ("workers", 1)]);
+    let worker = api.get("/nodes/ant-2")["ID"].as_str().unwrap().to_owned();
+    let filter: String = json!({"node": ["ant-2"]}).to_string().bytes().map(|byte| format!("%{byte:02x}")).collect();
+    let tasks = api.get(&format!("/tasks?filters={filter}"));
+    assert_eq!(tasks.as_array().unwrap().len(), 2);
+    assert!(tasks.as_array().unwrap().iter().all(|task| task["NodeID"] == worker.as_str() && task["Slot"] == 0));
 }

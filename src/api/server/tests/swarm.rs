@@ -101,9 +101,18 @@ fn settings_change_one_version_at_a_time() {
     let (status, stale) = update(version, json!({"HeartbeatPeriod": 20_000_000_000u64}));
     assert_eq!((status, &stale["message"]), (400, &json!("update out of sequence")));
     let version = api.get("/swarm")["Version"]["Index"].as_u64().unwrap();
+    let change = json!({"Orchestration": {"TaskHistoryRetentionLimit": 0}, "CAConfig": {"NodeCertExpiry": 7_200_000_000_000u64}});
+    assert_eq!(api.call("POST", &format!("/v1.50/swarm/update?version={version}"), &change).0, 200);
+    let spec = api.fake.current().cluster.spec.clone();
+    assert_eq!((spec.task_history, spec.certificate_secs, spec.heartbeat_secs), (0, 7200, 10));
+    assert_eq!(api.get("/info")["Swarm"]["Cluster"]["Spec"]["Orchestration"]["TaskHistoryRetentionLimit"], 0);
+    let version = api.get("/swarm")["Version"]["Index"].as_u64().unwrap();
     for (change, expected) in [
         (json!({"Raft": {"ElectionTick": 7}}), "Raft.ElectionTick"),
-        (json!({"Orchestration": {"TaskHistoryRetentionLimit": 7}}), "TaskHistoryRetentionLimit"),
+        (json!({"Orchestration": {"TaskHistoryRetentionLimit": 101}}), "task history limit 101"),
+        (json!({"Orchestration": {"TaskHistoryRetentionLimit": -1}}), "task history limit -1"),
+        (json!({"Raft": {"SnapshotInterval": 7}}), "Raft.SnapshotInterval"),
+        (json!({"CAConfig": {"NodeCertExpiry": 60_000_000_000u64}}), "certificate expiry"),
         (json!({"EncryptionConfig": {"AutoLockManagers": true}}), "AutoLockManagers"),
         (json!({"Labels": {"a": "b"}}), "Labels.a"),
     ] {
@@ -137,6 +146,9 @@ fn nodes_are_listed_updated_and_removed() {
     assert_eq!((&manager["Status"]["State"], &manager["Status"]["Addr"]), (&json!("ready"), &json!("10.77.0.1")));
     let worker = api.get("/nodes/ant-2");
     assert_eq!((worker.get("ManagerStatus"), &worker["Status"]["State"]), (None, &json!("unknown")));
+    let description = &manager["Description"];
+    assert_eq!(description["Platform"], json!({"Architecture": "x86_64", "OS": "linux"}));
+    assert_eq!(description["Resources"], json!({"NanoCPUs": 4_000_000_000u64, "MemoryBytes": 8u64 << 30}));
     let version = worker["Version"]["Index"].as_u64().unwrap();
     let update = json!({"Role": "worker", "Availability": "drain", "Labels": {"a": "b"}});
     assert_eq!(api.call("POST", &format!("/nodes/ant-2/update?version={version}"), &update).0, 200);
