@@ -84,6 +84,9 @@ pub(super) struct Link {
     pub(super) reset: Sender<()>,
     pub(super) managers: Arc<std::sync::Mutex<Vec<SocketAddr>>>,
     pub(super) heartbeat_secs: Arc<AtomicU32>,
+    /// Who renews the certificate hears of the trusted roots when they change.
+    pub(super) roots: Sender<Vec<Vec<u8>>>,
+    pub(super) told_roots: Vec<Vec<u8>>,
     pub(super) up: bool,
     pub(super) boot_index: Option<u64>,
     pub(super) heard_at: Option<Time>,
@@ -318,6 +321,11 @@ impl Engine {
                 *managers = swarm.managers.iter().map(|(_, address)| *address).collect();
             }
             self.link.heartbeat_secs.store(swarm.heartbeat_secs, std::sync::atomic::Ordering::Relaxed);
+            if self.link.told_roots != swarm.roots {
+                self.link.told_roots = swarm.roots.clone();
+                // The newest is what counts. It fails only when nobody renews any more, at the end.
+                let _ = self.link.roots.force_send(swarm.roots.clone());
+            }
         }
         if !self.stopping {
             self.tasks.want(&tasks, self.clock.unix());

@@ -1,7 +1,9 @@
-//! Keeps this node's certificate young: a new key and certificate at a random 50 to 80 % of the old one's life.
+//! Keeps this node's certificate young: a new key and certificate at a random 50 to 80 % of the old one's life, and at
+//! once when the swarm has a new root.
 
 use super::engine::End;
 use super::runtime::Environment;
+use super::session::within;
 use crate::sys::random;
 use crate::tls::{self, Identity, NodeKey, Peer};
 use arc_swap::ArcSwap;
@@ -13,33 +15,64 @@ use std::time::Duration;
 /// How often the time is compared: certificates go by the wall clock, which may jump.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Runs as long as the membership: until `ended` is closed.
+/// Pause before the next try when the managers gave none.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A new root makes all nodes ask at once; each waits a random time of up to this many milliseconds.
+const NEW_ROOT_SPREAD_MS: u64 = 2000;
+
+/// Runs as long as the membership: until `ended` is closed. `roots` gives the trusted roots whenever they change, the
+/// one that issues last.
 pub(super) async fn run(
     environment: Environment,
     identity: Arc<ArcSwap<Identity>>,
     managers: Arc<Mutex<Vec<SocketAddr>>>,
+    roots: Receiver<Vec<Vec<u8>>>,
     ended: Receiver<End>,
 ) {
     let mut due = renewal_time(&identity.load().peer(), random::bytes());
     while !ended.is_closed() {
+        let mut pause = CHECK_INTERVAL;
         if environment.clock.unix().0 >= due {
             let known = managers.lock().unwrap_or_else(PoisonError::into_inner).clone();
             match renew(&identity.load_full(), &known).await {
                 // The swarm was left meanwhile: nothing of it may come back to the disk.
                 Ok(_) if ended.is_closed() => return,
                 Ok(renewed) => {
-                    if let Err(error) = environment.store.save_identity(&renewed) {
-                        tracing::error!(%error, "the new certificate cannot be stored");
-                    }
                     due = renewal_time(&renewed.peer(), random::bytes());
-                    identity.store(Arc::new(renewed));
+                    put_in_place(&environment, &identity, renewed);
                     tracing::info!("this node has a new certificate");
                 }
-                Err(reason) => tracing::warn!(%reason, "no new certificate yet: trying again"),
+                Err(reason) => {
+                    pause = RETRY_INTERVAL;
+                    tracing::warn!(%reason, "no new certificate yet: trying again");
+                }
             }
         }
-        smol::Timer::after(CHECK_INTERVAL).await;
+        match within(pause, roots.recv()).await {
+            None => {}
+            Some(Err(_)) => return,
+            Some(Ok(roots)) if ended.is_closed() || roots.is_empty() => {}
+            Some(Ok(roots)) => {
+                let present = identity.load_full();
+                put_in_place(&environment, &identity, present.trusting(&roots));
+                if roots.last().is_some_and(|newest| newest.as_slice() != present.root().as_ref()) {
+                    tracing::info!("the swarm has a new root certificate: this node asks for a certificate of it");
+                    let spread =
+                        u64::from(u16::from_be_bytes(random::bytes())) * NEW_ROOT_SPREAD_MS / u64::from(u16::MAX);
+                    smol::Timer::after(Duration::from_millis(spread)).await;
+                    due = 0;
+                }
+            }
+        }
     }
+}
+
+fn put_in_place(environment: &Environment, identity: &ArcSwap<Identity>, new: Identity) {
+    if let Err(error) = environment.store.save_identity(&new) {
+        tracing::error!(%error, "the node's certificates cannot be stored");
+    }
+    identity.store(Arc::new(new));
 }
 
 /// Unix seconds at which to ask: `random` picks the point between 50 and 80 % of the certificate's life.
@@ -55,7 +88,11 @@ async fn renew(identity: &Identity, managers: &[SocketAddr]) -> Result<Identity,
     for &manager in managers {
         let request = key.request().map_err(|error| error.to_string())?;
         match tls::renew(manager, identity, request).await {
-            Ok(chain) => return Identity::new(&key, chain).map_err(|error| error.to_string()),
+            Ok(chain) => {
+                let renewed = Identity::new(&key, chain).map_err(|error| error.to_string())?;
+                // Managers that have not heard of a new root yet are still believed.
+                return Ok(renewed.trusting(&identity.trusted()));
+            }
             Err(error) => reason = error.to_string(),
         }
     }

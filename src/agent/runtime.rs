@@ -74,7 +74,8 @@ impl Runtime {
         let config = DataplaneConfig { bind, boot, clock, workers, offloads: environment.offloads };
         let dataplane = Dataplane::start(config).map_err(|error| NodeError::Failed(error.to_string()))?;
         let managers = Arc::new(Mutex::new(membership.managers.clone()));
-        let (link, session) = start_session(environment, &membership, &identity, &managers, boot);
+        let (roots_told, roots) = bounded(1);
+        let (link, session) = start_session(environment, &membership, &identity, &managers, boot, roots_told);
         let (requests, request_receiver) = bounded(WAITING_EVENTS);
         let (exits, exit_receiver) = bounded(WAITING_EVENTS);
         let (outcomes, outcome_receiver) = bounded(WAITING_EVENTS);
@@ -105,7 +106,7 @@ impl Runtime {
         };
         let inputs = Inputs { session, requests: request_receiver, exits: exit_receiver, outcomes: outcome_receiver };
         let (end, ended) = bounded(1);
-        let renewal = renewal::run(environment.clone(), identity, managers, ended.clone());
+        let renewal = renewal::run(environment.clone(), identity, managers, roots, ended.clone());
         spawn("certificate renewal", renewal);
         spawn("engine", async move {
             let _ = end.send(engine.run(inputs).await).await;
@@ -132,6 +133,7 @@ fn start_session(
     identity: &Arc<ArcSwap<Identity>>,
     managers: &Arc<Mutex<Vec<SocketAddr>>>,
     boot: BootId,
+    roots: Sender<Vec<Vec<u8>>>,
 ) -> (Link, Receiver<SessionEvent>) {
     let heartbeat_secs = Arc::new(AtomicU32::new(FIRST_HEARTBEAT_SECS));
     let (outgoing, outgoing_receiver) = bounded(OUTGOING_MESSAGES);
@@ -152,6 +154,8 @@ fn start_session(
         reset,
         managers: managers.clone(),
         heartbeat_secs,
+        roots,
+        told_roots: Vec::new(),
         up: false,
         boot_index: None,
         heard_at: None,

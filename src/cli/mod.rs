@@ -21,6 +21,7 @@ mod service_create;
 mod session;
 mod status;
 mod swarm;
+mod swarm_ca;
 mod swarm_join;
 mod system;
 mod table;

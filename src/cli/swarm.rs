@@ -1,6 +1,7 @@
-//! `formic swarm`: init, leave, tokens, keys, settings. Joining is in `swarm_join`.
+//! `formic swarm`: init, leave, tokens, keys, settings. Joining is in `swarm_join`, the root certificate in `swarm_ca`.
 
 use super::session::{Failure, Outcome, Session};
+use super::swarm_ca::Ca;
 use super::swarm_join::Join;
 use super::{duration, table};
 use crate::api::client::Target;
@@ -29,6 +30,7 @@ enum Verb {
     RotateKeys(RotateKeys),
     Keys(Keys),
     Update(Update),
+    Ca(Ca),
 }
 
 impl Swarm {
@@ -41,6 +43,7 @@ impl Swarm {
             Verb::RotateKeys(verb) => verb.run(session),
             Verb::Keys(verb) => verb.run(session),
             Verb::Update(verb) => verb.run(session),
+            Verb::Ca(verb) => verb.run(session),
         }
     }
 }
@@ -138,7 +141,7 @@ impl Settings {
         Ok(SwarmSpec {
             orchestration: Orchestration { task_history_retention_limit: self.task_history.map(i64::from) },
             dispatcher: Dispatcher { heartbeat_period: nanoseconds(self.heartbeat)? },
-            ca_config: CaConfig { node_cert_expiry: nanoseconds(self.certificate)? },
+            ca_config: CaConfig { node_cert_expiry: nanoseconds(self.certificate)?, ..CaConfig::default() },
             formic: FormicSwarmSpec { key_rotation_seconds: rotation.as_secs() },
             ..SwarmSpec::default()
         })

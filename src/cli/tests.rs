@@ -290,6 +290,9 @@ fn a_session_about_placement() {
             "swarm update --cert-expiry 48h --task-history-limit 2",
             "swarm update --task-history-limit 101",
             "swarm update --cert-expiry 1s",
+            "swarm ca -d",
+            "swarm ca --rotate --detach",
+            "swarm ca --rotate",
         ],
     );
     golden("placement.txt", &text);

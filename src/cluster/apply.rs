@@ -37,13 +37,16 @@ impl State {
     fn dispatch(&mut self, command: &Command, at: UnixTime) -> Outcome {
         match command {
             Command::Init { .. } => Err(Refusal::Invalid("the swarm is initialised already".into())),
-            Command::UpdateCluster { version, spec, tokens } => self.update_cluster(*version, spec, tokens, at),
+            Command::UpdateCluster { version, spec, tokens, root } => {
+                self.update_cluster(*version, spec, tokens, root.as_ref(), at)
+            }
+            Command::FinishRootRotation => self.finish_root_rotation(at),
 
-            Command::AddNode { id, role, hostname, software, addresses, availability, certificate_expires } => {
-                let certificate_expires = *certificate_expires;
+            Command::AddNode { id, role, hostname, software, addresses, availability, certificate_expires, root } => {
+                let (certificate_expires, root) = (*certificate_expires, *root);
                 let (role, availability) = (*role, *availability);
                 self.add_node(
-                    Admission { id: *id, role, hostname, software, addresses, availability, certificate_expires },
+                    Admission { id: *id, role, hostname, software, addresses, availability, certificate_expires, root },
                     at,
                 )
             }
@@ -55,7 +58,9 @@ impl State {
                 self.update_node(*node, *version, *availability, labels, at)
             }
             Command::RemoveNode { node, force, master } => self.remove_node(*node, *force, master, at),
-            Command::SetCertificateExpiry { node, expires } => self.set_certificate_expiry(*node, *expires),
+            Command::SetCertificateExpiry { node, expires, root } => {
+                self.set_certificate_expiry(*node, *expires, *root)
+            }
 
             Command::SetPublic { node, boot, epoch, public } => self.set_public(*node, *boot, *epoch, *public),
             Command::SetReady { node, boot, epoch } => self.set_ready(*node, *boot, *epoch),

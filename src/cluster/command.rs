@@ -26,6 +26,18 @@ pub struct NewTokens {
     pub manager: Option<Zeroizing<[u8; 16]>>,
 }
 
+/// A root certificate that takes the place of the present one, and what goes with it.
+#[derive(Serialize, Deserialize)]
+pub struct NewRoot {
+    /// It, with its key.
+    pub authority: CertificateAuthority,
+    /// The same subject and key, signed by the present root, DER.
+    pub cross: Vec<u8>,
+    /// Seed of the attestation key that signs records once all nodes have followed.
+    #[serde(with = "carried_key")]
+    pub attestation: Key32,
+}
+
 /// A change. Whatever is random in it was drawn by the leader.
 #[derive(Serialize, Deserialize)]
 pub enum Command {
@@ -69,6 +81,8 @@ pub enum Command {
         availability: Availability,
         /// End of its certificate.
         certificate_expires: UnixTime,
+        /// SHA-256 of the root certificate that it was issued under.
+        root: [u8; 32],
     },
     /// A boot of a node opens its session. Replies with [`Reply::BootIndex`].
     OpenSession {
@@ -158,7 +172,11 @@ pub enum Command {
         spec: ClusterSpec,
         /// Join tokens that take the place of the old ones, which admit nobody from then on.
         tokens: NewTokens,
+        /// A new root certificate.
+        root: Option<NewRoot>,
     },
+    /// Drops the former root certificate. Refused while a node has a certificate of it.
+    FinishRootRotation,
     /// A new role, availability or labels of a node.
     UpdateNode {
         /// The node.
@@ -186,6 +204,8 @@ pub enum Command {
         node: NodeId,
         /// Its end.
         expires: UnixTime,
+        /// SHA-256 of the root certificate that it was issued under.
+        root: [u8; 32],
     },
     /// A new network.
     CreateNetwork {

@@ -75,6 +75,7 @@ impl State {
         let request = self.ring.request.take();
         self.ring.keep_previous_secs = request.map_or(ring::DEADLINE_SECS, |request| request.deadline_secs);
         self.bump_ring();
+        self.drop_former_attestation();
         self.forget_gone(at);
         self.erased(erased)
     }
@@ -86,6 +87,7 @@ impl State {
         let erased = self.ring.erase(EpochPhase::Previous);
         // The signed ring record names the oldest epoch: other content needs a higher age, also after a restart.
         self.bump_ring();
+        self.drop_former_attestation();
         self.erased(erased)
     }
 
@@ -103,17 +105,23 @@ impl State {
     }
 
     fn late_text(&self, epoch: Epoch, late: &[NodeId]) -> String {
+        let names = self.names(late);
+        format!(
+            "not all nodes send with the current key (epoch {epoch}) yet: {names}. Try again, or use --force to rotate without waiting for them"
+        )
+    }
+
+    /// Nodes for people: the first few by name and id.
+    pub(super) fn names(&self, nodes: &[NodeId]) -> String {
         let name = |id: &NodeId| match self.nodes.get(id) {
             Some(node) => format!("{} ({id})", node.hostname),
             None => id.to_string(),
         };
-        let mut names = late.iter().take(NAMED_NODES).map(name).collect::<Vec<_>>().join(", ");
-        if late.len() > NAMED_NODES {
-            names.push_str(&format!(" and {} more", late.len() - NAMED_NODES));
+        let mut names = nodes.iter().take(NAMED_NODES).map(name).collect::<Vec<_>>().join(", ");
+        if nodes.len() > NAMED_NODES {
+            names.push_str(&format!(" and {} more", nodes.len() - NAMED_NODES));
         }
-        format!(
-            "not all nodes send with the current key (epoch {epoch}) yet: {names}. Try again, or use --force to rotate without waiting for them"
-        )
+        names
     }
 
     /// At most one in ten minutes counts: a node cannot make the swarm rotate all the time.

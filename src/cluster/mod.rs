@@ -5,6 +5,7 @@
 //! - `command`: what may change it, and why a change is refused.
 //! - `apply`: the only way to change it; each noun's file holds its commands: `settings`, `nodes`, `keys`,
 //!   `networks`, `services`, `tasks`.
+//! - `roots`: the replacement of the root certificate, and of the key that signs records.
 //! - `ipam`: subnets of the pool, addresses of a subnet.
 //! - `schedule`: which commands the wanted services ask for (`plan`): create, place, replace, forget tasks.
 //!   `suit`: which nodes suit a task.
@@ -31,6 +32,7 @@ pub mod limits;
 mod networks;
 mod nodes;
 pub mod ring;
+mod roots;
 pub mod schedule;
 mod services;
 mod settings;
@@ -42,9 +44,9 @@ mod tests;
 mod view;
 
 pub use apply::StateError;
-pub use command::{Command, Effect, Entry, NewTokens, Refusal, Reply};
+pub use command::{Command, Effect, Entry, NewRoot, NewTokens, Refusal, Reply};
 pub use state::{
-    CertificateAuthority, Cluster, EpochState, Freed, GoneNode, Network, Node, NodeState, Ring, RotationRequest,
-    Service, State, Task,
+    CertificateAuthority, Cluster, EpochState, FormerAttestation, Freed, GoneNode, Network, Node, NodeState, Ring,
+    RootRotation, RotationRequest, Service, State, Task,
 };
 pub use view::Needs;

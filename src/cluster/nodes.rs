@@ -18,6 +18,7 @@ pub(super) struct Admission<'a> {
     pub(super) addresses: &'a NodeAddresses,
     pub(super) availability: Availability,
     pub(super) certificate_expires: UnixTime,
+    pub(super) root: [u8; 32],
 }
 
 /// The fields of `OpenSession`.
@@ -32,10 +33,11 @@ pub(super) struct Session<'a> {
 
 impl State {
     pub(super) fn add_node(&mut self, admission: Admission<'_>, at: UnixTime) -> Outcome {
-        let Admission { id, role, hostname, software, addresses, availability, certificate_expires } = admission;
+        let Admission { id, role, hostname, software, addresses, availability, certificate_expires, root } = admission;
         if self.nodes.contains_key(&id) || self.gone.contains_key(&id) {
             return Err(Refusal::Conflict(format!("node with id {id} already exists")));
         }
+        self.check_root(&root)?;
         check_room("nodes", self.nodes.len(), NODES)?;
         check_hostname("hostname", hostname)?;
         check_hostname("version", software)?;
@@ -59,6 +61,7 @@ impl State {
             updated_at: at,
             version: self.index,
             certificate_expires,
+            root,
         };
         self.nodes.insert(id, node);
         done()
@@ -138,9 +141,11 @@ impl State {
         done()
     }
 
-    pub(super) fn set_certificate_expiry(&mut self, id: NodeId, expires: UnixTime) -> Outcome {
+    pub(super) fn set_certificate_expiry(&mut self, id: NodeId, expires: UnixTime, root: [u8; 32]) -> Outcome {
+        self.check_root(&root)?;
         let node = self.nodes.get_mut(&id).ok_or_else(|| not_found("node", id))?;
         node.certificate_expires = expires;
+        node.root = root;
         done()
     }
 

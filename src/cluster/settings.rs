@@ -1,8 +1,8 @@
 //! The swarm itself: its first entry and its settings.
 
-use super::apply::{Outcome, done};
+use super::apply::Outcome;
 use super::limits::{MAX_SUBNET_PREFIX, MIN_SUBNET_PREFIX, TASK_HISTORY};
-use super::{CertificateAuthority, Cluster, Command, Entry, EpochState, NewTokens, Refusal, Ring, State, ipam, ring};
+use super::{Cluster, Command, Entry, EpochState, NewRoot, NewTokens, Refusal, Reply, Ring, State, ipam, ring};
 use crate::types::{ClusterSpec, Epoch, EpochPhase, Generation, Key32, UnixTime};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,11 +40,10 @@ impl State {
                 spec: spec.clone(),
                 worker_secret: worker_secret.clone(),
                 manager_secret: manager_secret.clone(),
-                authority: CertificateAuthority {
-                    certificate: authority.certificate.clone(),
-                    key: authority.key.clone(),
-                },
+                authority: authority.duplicate(),
+                rotation: None,
                 attestation: attestation.duplicate(),
+                former_attestation: None,
             },
             nodes: BTreeMap::new(),
             gone: BTreeMap::new(),
@@ -61,12 +60,16 @@ impl State {
         version: u64,
         spec: &ClusterSpec,
         tokens: &NewTokens,
+        root: Option<&NewRoot>,
         at: UnixTime,
     ) -> Outcome {
         if version != self.cluster.version {
             return Err(Refusal::OutOfSequence);
         }
         check_spec(spec)?;
+        if let Some(root) = root {
+            self.check_root_rotation(root, at)?;
+        }
         self.cluster.spec = spec.clone();
         if let Some(secret) = &tokens.worker {
             self.cluster.worker_secret = secret.clone();
@@ -76,7 +79,8 @@ impl State {
         }
         self.cluster.version = self.index;
         self.cluster.updated_at = at;
-        done()
+        let effects = root.map(|root| self.start_root_rotation(root, at));
+        Ok((Reply::Done, effects.into_iter().collect()))
     }
 }
 

@@ -68,11 +68,38 @@ pub struct Cluster {
     pub worker_secret: Zeroizing<[u8; 16]>,
     /// The 16-byte secret of the manager join token.
     pub manager_secret: Zeroizing<[u8; 16]>,
-    /// The certificate authority.
+    /// The certificate authority that issues all certificates.
     pub authority: CertificateAuthority,
+    /// The root before it, while nodes still have certificates of that one.
+    pub rotation: Option<RootRotation>,
     /// Seed of the Ed25519 attestation key that signs records.
     #[serde(with = "carried_key")]
     pub attestation: Key32,
+    /// The one before it, while an epoch lives in which it signed.
+    pub former_attestation: Option<FormerAttestation>,
+}
+
+/// A replacement of the root certificate that not all nodes have followed yet.
+#[derive(Serialize, Deserialize)]
+pub struct RootRotation {
+    /// The former root, DER. Still trusted.
+    pub former: Vec<u8>,
+    /// The new root as the former one signed it, DER: the way from a node that knows the former one to a new certificate.
+    pub cross: Vec<u8>,
+    /// Seed of the attestation key that signs once all have followed.
+    #[serde(with = "carried_key")]
+    pub attestation: Key32,
+    /// When it began.
+    pub started_at: UnixTime,
+}
+
+/// An attestation key that signs nothing any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FormerAttestation {
+    /// Its public half.
+    pub public: PublicKey,
+    /// The last epoch in which it signed.
+    pub epoch: Epoch,
 }
 
 /// The swarm's certificate authority.
@@ -136,6 +163,8 @@ pub struct Node {
     pub version: u64,
     /// When its certificate ends.
     pub certificate_expires: UnixTime,
+    /// SHA-256 of the root certificate that it was issued under.
+    pub root: [u8; 32],
 }
 
 /// A removed node.
@@ -266,6 +295,12 @@ pub struct Ring {
     pub keep_previous_secs: u32,
     /// Rotations by volume: when the last was asked for (at most one in 10 minutes).
     pub last_early_rotation: Option<UnixTime>,
+}
+
+impl CertificateAuthority {
+    pub(super) fn duplicate(&self) -> CertificateAuthority {
+        CertificateAuthority { certificate: self.certificate.clone(), key: self.key.clone() }
+    }
 }
 
 impl Task {

@@ -165,6 +165,7 @@ async fn admit(inner: &Inner, request: JoinRequest) -> Result<Joined, ManagerErr
         addresses: request.addresses,
         availability: request.availability,
         certificate_expires: issued.expires,
+        root: issued.root,
     };
     inner.propose(add).await?;
     Ok(Joined { node, cluster, fork, role: Role::Worker, data_path_port: port, chain: issued.chain })
@@ -179,8 +180,7 @@ struct Issuing {
 
 fn issue(state: &State, csr: &[u8], node: NodeId, role: Role) -> Issuing {
     let cluster = &state.cluster;
-    let names = Names { node, role, cluster: cluster.id };
-    let result = authority::issue(&cluster.authority, csr, names, wall_clock(), cluster.spec.certificate_secs);
+    let result = authority::issue_for(state, csr, Names { node, role, cluster: cluster.id });
     Issuing { result, cluster: cluster.id, fork: cluster.fork, data_path_port: cluster.spec.data_path_port }
 }
 
@@ -219,7 +219,7 @@ pub(super) async fn renew(inner: &Inner, connection: Connection, csr: Vec<u8>) {
         Ok(issued) => issued,
         Err(error) => return connection.refuse(inner, ControlDrop::Malformed, error.to_string()).await,
     };
-    let command = Command::SetCertificateExpiry { node: peer.node, expires: issued.expires };
+    let command = Command::SetCertificateExpiry { node: peer.node, expires: issued.expires, root: issued.root };
     match inner.propose(command).await {
         Ok(_) => connection.answer(Answer::Renewed { chain: issued.chain }).await,
         Err(error) => connection.refuse(inner, ControlDrop::SessionRefused, error.to_string()).await,

@@ -11,8 +11,9 @@ use super::session::Sessions;
 use super::store::{Loaded, Store, StoreError};
 use super::tasks::TaskSet;
 use super::{random, wall_clock};
-use crate::cluster::{Command, Entry, Refusal, Reply, State};
-use crate::crypto;
+#[cfg(test)]
+use crate::cluster::CertificateAuthority;
+use crate::cluster::{Command, Entry, NewRoot, Refusal, Reply, State};
 use crate::tls::{Identity, NodeKey};
 use crate::types::{Availability, ClusterId, ClusterSpec, Fork, Key32, NodeAddresses, NodeId, Role, UnixTime};
 use crate::wire::control::Joined;
@@ -86,7 +87,16 @@ pub(super) struct Inner {
     pub(super) join_limit: Mutex<JoinLimit>,
     pub(super) openings: Openings,
     pub(super) tasks: TaskSet,
-    pub(super) server: Mutex<Option<(UnixTime, Arc<rustls::ServerConfig>)>>,
+    pub(super) server: Mutex<Option<ServerSide>>,
+}
+
+/// The TLS side of the control port.
+#[derive(Clone)]
+pub(super) struct ServerSide {
+    pub(super) config: Arc<rustls::ServerConfig>,
+    /// The roots that clients' certificates may stand under.
+    pub(super) roots: Arc<[Vec<u8>]>,
+    renew_at: UnixTime,
 }
 
 impl Manager {
@@ -166,7 +176,7 @@ impl Manager {
     /// The worker and the manager join token, `SWMTKN-1-...`.
     pub fn join_tokens(&self) -> (String, String) {
         self.inner.published.with(|state| {
-            let root_digest = crypto::sha256(&[&state.cluster.authority.certificate]);
+            let root_digest = state.root_digest();
             let token = |secret: &Zeroizing<[u8; 16]>| JoinToken { root_digest, secret: secret.clone() }.to_string();
             (token(&state.cluster.worker_secret), token(&state.cluster.manager_secret))
         })
@@ -175,6 +185,11 @@ impl Manager {
     /// The root certificate, DER.
     pub fn root_certificate(&self) -> Vec<u8> {
         self.inner.published.with(|state| state.cluster.authority.certificate.clone())
+    }
+
+    /// A root certificate to take the place of the present one.
+    pub fn new_root(&self) -> Result<NewRoot, ManagerError> {
+        self.inner.published.with(new_root)
     }
 
     /// The node this manager runs on.
@@ -194,28 +209,52 @@ impl Inner {
         verdicts.pop().unwrap_or_else(|| Err(ManagerError::Unavailable("the manager is stopping".to_owned())))
     }
 
-    /// The TLS side of the control port. This manager signs its own certificate, anew after half of its life.
-    pub(super) fn server_config(&self) -> Result<Arc<rustls::ServerConfig>, ManagerError> {
+    /// The TLS side of the control port. This manager signs its own certificate, anew after half of its life and when
+    /// the trusted roots change.
+    pub(super) fn server_side(&self) -> Result<ServerSide, ManagerError> {
         let now = wall_clock();
+        let roots = self.published.with(|state| state.roots().into_iter().map(<[u8]>::to_vec).collect::<Vec<_>>());
         let mut server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, config)) = server.as_ref().filter(|(renew_at, _)| now < *renew_at) {
-            return Ok(config.clone());
+        if let Some(side) = server.as_ref().filter(|side| now < side.renew_at && *side.roots == *roots) {
+            return Ok(side.clone());
         }
         let unusable = |error: &dyn std::fmt::Display| ManagerError::Certificate(error.to_string());
         let key = NodeKey::generate().map_err(|error| unusable(&error))?;
         let request = key.request().map_err(|error| unusable(&error))?;
         let (issued, life) = self.published.with(|state| {
-            let cluster = &state.cluster;
-            let names = Names { node: self.node, role: Role::Manager, cluster: cluster.id };
-            let life = cluster.spec.certificate_secs;
-            (authority::issue(&cluster.authority, &request, names, now, life), life)
+            let names = Names { node: self.node, role: Role::Manager, cluster: state.cluster.id };
+            (authority::issue_for(state, &request, names), state.cluster.spec.certificate_secs)
         });
         let issued = issued.map_err(|error| unusable(&error))?;
         let identity = Identity::new(&key, issued.chain).map_err(|error| unusable(&error))?;
-        let config = crate::tls::server_config(&identity).map_err(|error| unusable(&error))?;
-        *server = Some((UnixTime(now.0.saturating_add(life / 2)), config.clone()));
-        Ok(config)
+        let config = crate::tls::server_config(&identity, &roots).map_err(|error| unusable(&error))?;
+        let renew_at = UnixTime(now.0.saturating_add(life / 2));
+        Ok(server.insert(ServerSide { config, roots: roots.into(), renew_at }).clone())
     }
+}
+
+/// The authority of a new swarm.
+#[cfg(test)]
+pub(crate) fn first_authority(cluster: ClusterId) -> CertificateAuthority {
+    authority::create(cluster, wall_clock()).expect("the library makes keys")
+}
+
+#[cfg(test)]
+impl Inner {
+    /// Makes the control port present an identity for good.
+    pub(super) fn present(&self, identity: &Identity) {
+        let roots = self.server_side().expect("a server side").roots;
+        let config = crate::tls::server_config(identity, &roots).expect("an identity");
+        let renew_at = UnixTime(u64::MAX);
+        *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(ServerSide { config, roots, renew_at });
+    }
+}
+
+/// A root certificate to take the place of the state's.
+pub(crate) fn new_root(state: &State) -> Result<NewRoot, ManagerError> {
+    let made = authority::succeed(&state.cluster.authority, state.cluster.id, wall_clock());
+    let (authority, cross) = made.map_err(|error| ManagerError::Certificate(error.to_string()))?;
+    Ok(NewRoot { authority, cross, attestation: Key32::new(random()) })
 }
 
 /// The first state: the swarm and its first node. It goes into the store as a snapshot, so that there is no moment
@@ -250,6 +289,7 @@ fn create(directory: &Path, params: InitParams) -> Result<(Store, Loaded, Joined
         addresses: params.addresses,
         availability: params.availability,
         certificate_expires: issued.expires,
+        root: issued.root,
     };
     state.apply(&Entry { at: now, command: add }).0?;
     let store = Store::create(directory, node, &state)?;

@@ -77,6 +77,8 @@ pub(super) struct Connection {
     pub(super) from: SocketAddr,
     /// What the client's certificate says; its chain is verified.
     pub(super) peer: Option<Peer>,
+    /// The roots that were trusted when it was verified.
+    pub(super) roots: Arc<[Vec<u8>]>,
     pub(super) reader: Reader,
     pub(super) writer: Writer,
     pub(super) permit: Permit,
@@ -111,7 +113,7 @@ pub(super) async fn listen(inner: &Arc<Inner>, address: SocketAddr) -> Result<So
     let failed = |error: std::io::Error| ManagerError::Listen { address, reason: explain_bind(&error) };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
-    inner.server_config()?;
+    inner.server_side()?;
     inner.tasks.spawn("control port", accept(inner.clone(), listener));
     Ok(bound)
 }
@@ -146,10 +148,11 @@ async fn accept(inner: Arc<Inner>, listener: TcpListener) {
 }
 
 async fn connection(inner: Arc<Inner>, stream: TcpStream, from: SocketAddr, permit: Permit) {
-    let Some(accepted) = handshake(&inner, stream, from).await else { return };
+    let Some((accepted, roots)) = handshake(&inner, stream, from).await else { return };
     let (read, write) = smol::io::split(accepted.stream);
     let reader = FrameReader::new(read, MAX_OPENING_BYTES);
-    let mut connection = Connection { from, peer: accepted.peer, reader, writer: FrameWriter::new(write), permit };
+    let writer = FrameWriter::new(write);
+    let mut connection = Connection { from, peer: accepted.peer, roots, reader, writer, permit };
     if let Some(theirs) = accepted.other_version {
         let reason = format!(
             "this node speaks {theirs}, the manager speaks {} (Formic {}): run the same version on all nodes",
@@ -159,6 +162,7 @@ async fn connection(inner: Arc<Inner>, stream: TcpStream, from: SocketAddr, perm
         return connection.refuse(&inner, ControlDrop::OtherVersion, reason).await;
     }
     match connection.reader.read::<Opening>(OPENING_TIMEOUT).await {
+        Ok(_) if is_outdated(&inner, &connection.roots) => inner.drops.count(ControlDrop::Handshake),
         Ok(opening) => {
             connection.reader.set_limit(MAX_FRAME_BYTES);
             dispatch(inner, connection, opening).await;
@@ -170,9 +174,9 @@ async fn connection(inner: Arc<Inner>, stream: TcpStream, from: SocketAddr, perm
     }
 }
 
-async fn handshake(inner: &Inner, stream: TcpStream, from: SocketAddr) -> Option<tls::Accepted> {
-    let config = match inner.server_config() {
-        Ok(config) => config,
+async fn handshake(inner: &Inner, stream: TcpStream, from: SocketAddr) -> Option<(tls::Accepted, Arc<[Vec<u8>]>)> {
+    let side = match inner.server_side() {
+        Ok(side) => side,
         Err(error) => {
             tracing::error!(%error, "no certificate for the control port");
             return None;
@@ -184,14 +188,22 @@ async fn handshake(inner: &Inner, stream: TcpStream, from: SocketAddr) -> Option
         smol::Timer::after(HANDSHAKE_TIMEOUT).await;
         Err(std::io::ErrorKind::TimedOut.into())
     };
-    match tls::accept(stream, config).or(limit).await {
-        Ok(accepted) => Some(accepted),
+    match tls::accept(stream, side.config).or(limit).await {
+        Ok(accepted) => Some((accepted, side.roots)),
         Err(error) => {
             inner.drops.count(ControlDrop::Handshake);
             tracing::debug!(%from, error = tls::explain(&error), "no handshake on the control port");
             None
         }
     }
+}
+
+/// Whether a root was trusted then that is not any more: a certificate of it would still count on this connection.
+pub(super) fn is_outdated(inner: &Inner, roots: &[Vec<u8>]) -> bool {
+    inner.published.with(|state| {
+        let trusted = state.roots();
+        roots.iter().any(|root| !trusted.contains(&root.as_slice()))
+    })
 }
 
 async fn dispatch(inner: Arc<Inner>, connection: Connection, opening: Opening) {

@@ -5,7 +5,7 @@
 //! - `store`: log and snapshot, each record sealed; what is retired can never be read again.
 //! - `actor`: the one writer: append, make durable, apply, tell the watchers.
 //! - `planner`: proposes what time and the state ask for: placements, rotations, nodes that fell silent.
-//! - `authority`: the certificate authority.
+//! - `authority`: the certificate authority, and its successor (`cluster` says when the former root is dropped).
 //! - `listener`, `admission`, `session`, `limits`: the control port: who may speak; joining; the sessions of the nodes;
 //!   how much of each.
 //! - `news`: what the managers make of what nodes say. `push`: what one node may know of the state. `book`: the signed records.
@@ -29,6 +29,8 @@ mod store;
 mod tasks;
 
 pub use handle::{InitParams, Manager, ManagerError};
+#[cfg(test)]
+pub(crate) use handle::{first_authority, new_root};
 pub use store::StoreError;
 
 use crate::types::UnixTime;

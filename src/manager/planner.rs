@@ -25,6 +25,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
         let commands = inner.published.with(|state| {
             let mut commands = liveness(&inner, state);
             commands.extend(schedule::plan(state, wall_clock(), &mut || TaskId::from_random(random())));
+            commands.extend(state.root_rotation_is_through(wall_clock()).then_some(Command::FinishRootRotation));
             let steps = ring::plan(state, clock.read(state, now()));
             commands.extend(steps.into_iter().map(key_command));
             commands

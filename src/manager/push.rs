@@ -2,7 +2,7 @@
 
 use super::book::RecordBook;
 use crate::cluster::{NodeState, State};
-use crate::crypto::{self, SigningKey};
+use crate::crypto;
 use crate::esp::{gossip_key, network_key};
 use crate::types::{NetworkId, NodeId, Role, Transform};
 use crate::wire::control::{EpochView, NetworkKey, NetworkView, PAGE_ENTRIES, RingView, SwarmView, ToAgent};
@@ -53,7 +53,8 @@ fn swarm_view(state: &State) -> SwarmView {
         fork: state.cluster.fork,
         heartbeat_secs: state.cluster.spec.heartbeat_secs,
         managers: managers.map(|node| (node.id, node.addresses.control)).collect(),
-        attestation: vec![SigningKey::new(&state.cluster.attestation).public()],
+        attestation: state.attestation_keys(),
+        roots: state.roots().into_iter().map(<[u8]>::to_vec).collect(),
         gone: state.gone.keys().copied().collect(),
     }
 }

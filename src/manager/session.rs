@@ -4,7 +4,7 @@ use super::admission::{check_hello, identify};
 use super::drops::ControlDrop;
 use super::handle::{Inner, ManagerError};
 use super::limits::{Allowance, Bucket};
-use super::listener::{Connection, Reader, Writer, count_stream_error};
+use super::listener::{Connection, Reader, Writer, count_stream_error, is_outdated};
 use super::news::{self, Speaker, window};
 use super::push;
 use crate::cluster::{Command, Refusal, Reply};
@@ -229,7 +229,8 @@ pub(super) async fn serve(inner: Arc<Inner>, connection: Connection, request: Se
         }
     };
     claim.hear(true);
-    let session = Session { inner, node, boot, claim, speaker: Mutex::new(Speaker::new(node, boot)) };
+    let (roots, speaker) = (connection.roots.clone(), Mutex::new(Speaker::new(node, boot)));
+    let session = Session { inner, node, boot, roots, claim, speaker };
     session.run(connection, boot_index, signals).await;
 }
 
@@ -244,6 +245,8 @@ struct Session {
     inner: Arc<Inner>,
     node: NodeId,
     boot: BootId,
+    /// The roots that were trusted when the node's certificate was verified.
+    roots: Arc<[Vec<u8>]>,
     claim: Claim,
     speaker: Mutex<Speaker>,
 }
@@ -336,6 +339,10 @@ impl Session {
         let changed = self.inner.published.watch();
         let (mut said, mut cursor) = (None, 0);
         loop {
+            if is_outdated(&self.inner, &self.roots) {
+                let why = "the former root certificate is no longer trusted: the node has to connect again";
+                return StreamError::Io(std::io::Error::other(why));
+            }
             match self.compose(cursor) {
                 // Removed: it gets nothing of the keys that shall shut it out, and `end` tells it so.
                 Ok(None) => smol::future::pending().await,

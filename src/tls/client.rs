@@ -128,7 +128,7 @@ struct Connection {
 
 impl Connection {
     async fn as_node(address: SocketAddr, identity: &Identity) -> Result<Connection, ConnectError> {
-        let trust = Trust::Root(identity.root().clone(), identity.peer().cluster);
+        let trust = Trust::Roots(identity.roots(), identity.peer().cluster);
         Connection::open(address, trust, Some(identity)).await
     }
 

@@ -36,8 +36,8 @@ pub enum PeerError {
 pub(super) enum Trust {
     /// The root has this SHA-256 (a joiner: all it has is the token).
     Digest([u8; 32]),
-    /// The root is this one, and the swarm is this (a node in its swarm).
-    Root(CertificateDer<'static>, ClusterId),
+    /// The root is one of these, and the swarm is this (a node in its swarm).
+    Roots(Vec<CertificateDer<'static>>, ClusterId),
 }
 
 #[derive(Debug)]
@@ -47,16 +47,17 @@ struct ManagerVerifier {
 }
 
 impl ManagerVerifier {
-    /// The root to verify under: the known one, or the presented one with the token's digest.
-    fn root(&self, presented: &[CertificateDer<'_>]) -> Result<CertificateDer<'static>, Error> {
+    /// The roots to verify under: the known ones, or the presented one with the token's digest.
+    fn roots(&self, presented: &[CertificateDer<'_>]) -> Result<RootCertStore, Error> {
+        let mut roots = RootCertStore::empty();
         match &self.trust {
-            Trust::Root(root, _) => Ok(root.clone()),
-            Trust::Digest(digest) => presented
-                .iter()
-                .find(|certificate| crypto::sha256(&[certificate]) == *digest)
-                .map(|certificate| certificate.clone().into_owned())
-                .ok_or_else(|| refuse(PeerError::WrongRoot)),
+            Trust::Roots(known, _) => known.iter().try_for_each(|root| roots.add(root.clone()))?,
+            Trust::Digest(digest) => {
+                let pinned = presented.iter().find(|certificate| crypto::sha256(&[certificate]) == *digest);
+                roots.add(pinned.ok_or_else(|| refuse(PeerError::WrongRoot))?.clone().into_owned())?;
+            }
         }
+        Ok(roots)
     }
 
     fn check_names(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
@@ -65,7 +66,7 @@ impl ManagerVerifier {
             return Err(refuse(PeerError::NotManager));
         }
         match &self.trust {
-            Trust::Root(_, cluster) if *cluster != peer.cluster => Err(refuse(PeerError::OtherSwarm)),
+            Trust::Roots(_, cluster) if *cluster != peer.cluster => Err(refuse(PeerError::OtherSwarm)),
             _ => Ok(()),
         }
     }
@@ -84,9 +85,7 @@ impl ServerCertVerifier for ManagerVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let root = self.root(intermediates)?;
-        let mut roots = RootCertStore::empty();
-        roots.add(root)?;
+        let roots = self.roots(intermediates)?;
         let algorithms = self.provider.signature_verification_algorithms.all;
         let parsed = ParsedCertificate::try_from(end_entity)?;
         verify_server_cert_signed_by_trust_anchor(&parsed, &roots, intermediates, now, algorithms)?;
@@ -140,12 +139,12 @@ pub(super) fn client_config(trust: Trust, identity: Option<&Identity>) -> Result
 }
 
 /// The manager's side: a client certificate is optional, since a joiner has none, but one that is given must
-/// stand under the swarm's root.
-pub fn server_config(identity: &Identity) -> Result<Arc<ServerConfig>, Error> {
+/// stand under one of the swarm's roots (DER).
+pub fn server_config(identity: &Identity, roots: &[Vec<u8>]) -> Result<Arc<ServerConfig>, Error> {
     let provider = provider();
-    let mut roots = RootCertStore::empty();
-    roots.add(identity.root().clone())?;
-    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+    let mut trusted = RootCertStore::empty();
+    roots.iter().try_for_each(|root| trusted.add(root.as_slice().into()))?;
+    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(trusted), provider.clone())
         .allow_unauthenticated()
         .build()
         .map_err(|error| Error::General(error.to_string()))?;

@@ -10,6 +10,9 @@ use zeroize::Zeroizing;
 /// Bytes of an identity file at most: a key and three certificates are below 4 KiB.
 const MAX_FILE_BYTES: u64 = 64 << 10;
 
+/// PEM label of a root that is trusted beside the chain's own.
+const FURTHER_ROOT: &str = "TRUSTED CERTIFICATE";
+
 const MANAGER: &str = "swarm-manager";
 const WORKER: &str = "swarm-worker";
 
@@ -106,9 +109,11 @@ impl NodeKey {
     }
 }
 
-/// A node's key with its certificate chain.
+/// A node's key with its certificate chain, and whom it believes.
 pub struct Identity {
     chain: Vec<CertificateDer<'static>>,
+    /// Roots that are trusted beside the chain's own, while that one is being replaced.
+    further_roots: Vec<CertificateDer<'static>>,
     key: Zeroizing<Vec<u8>>,
     peer: Peer,
 }
@@ -116,13 +121,25 @@ pub struct Identity {
 impl Identity {
     /// Joins a key and the chain (DER, leaf first, root last) that was made for it.
     pub fn new(key: &NodeKey, chain: Vec<Vec<u8>>) -> Result<Identity, IdentityError> {
-        Identity::assemble(Zeroizing::new(key.0.serialized_der().to_vec()), chain)
+        Identity::assemble(Zeroizing::new(key.0.serialized_der().to_vec()), chain, Vec::new())
     }
 
-    fn assemble(key: Zeroizing<Vec<u8>>, chain: Vec<Vec<u8>>) -> Result<Identity, IdentityError> {
+    fn assemble(
+        key: Zeroizing<Vec<u8>>,
+        chain: Vec<Vec<u8>>,
+        further_roots: Vec<Vec<u8>>,
+    ) -> Result<Identity, IdentityError> {
         let [leaf, .., _root] = chain.as_slice() else { return Err(IdentityError::Certificate) };
         let peer = Peer::of(leaf)?;
-        Ok(Identity { chain: chain.into_iter().map(CertificateDer::from).collect(), key, peer })
+        let certificates = |all: Vec<Vec<u8>>| all.into_iter().map(CertificateDer::from).collect();
+        Ok(Identity { chain: certificates(chain), further_roots: certificates(further_roots), key, peer })
+    }
+
+    /// The same key and chain, with these roots (DER) trusted, and always the chain's own.
+    pub fn trusting(&self, roots: &[Vec<u8>]) -> Identity {
+        let further = roots.iter().filter(|root| root.as_slice() != self.root().as_ref());
+        let further_roots = further.cloned().map(CertificateDer::from).collect();
+        Identity { chain: self.chain.clone(), further_roots, key: self.key.clone(), peer: self.peer }
     }
 
     /// What the certificate says.
@@ -130,9 +147,18 @@ impl Identity {
         self.peer
     }
 
-    /// The swarm's root certificate, DER.
+    /// The root certificate that its own was issued under, DER.
     pub fn root(&self) -> &CertificateDer<'static> {
         self.chain.last().unwrap_or_else(|| unreachable!("an identity has a leaf and a root"))
+    }
+
+    /// All roots that are trusted, DER.
+    pub fn trusted(&self) -> Vec<Vec<u8>> {
+        self.roots().iter().map(|root| root.to_vec()).collect()
+    }
+
+    pub(super) fn roots(&self) -> Vec<CertificateDer<'static>> {
+        self.further_roots.iter().chain([self.root()]).cloned().collect()
     }
 
     /// The chain, leaf first.
@@ -153,6 +179,9 @@ impl Identity {
         for certificate in &self.chain {
             text.push_str(&pem::encode(&pem::Pem::new("CERTIFICATE", certificate.to_vec())));
         }
+        for root in &self.further_roots {
+            text.push_str(&pem::encode(&pem::Pem::new(FURTHER_ROOT, root.to_vec())));
+        }
         write_private(path, text.as_bytes()).map_err(failed)
     }
 
@@ -164,15 +193,16 @@ impl Identity {
             return Err(damaged());
         }
         let text = Zeroizing::new(std::fs::read(path).map_err(failed)?);
-        let (mut key, mut chain) = (None, Vec::new());
+        let (mut key, mut chain, mut further_roots) = (None, Vec::new(), Vec::new());
         for block in pem::parse_many(&*text).map_err(|_| damaged())? {
             match block.tag() {
                 "PRIVATE KEY" => key = Some(Zeroizing::new(block.into_contents())),
                 "CERTIFICATE" => chain.push(block.into_contents()),
+                FURTHER_ROOT => further_roots.push(block.into_contents()),
                 _ => return Err(damaged()),
             }
         }
-        Identity::assemble(key.ok_or_else(damaged)?, chain).map_err(|_| damaged())
+        Identity::assemble(key.ok_or_else(damaged)?, chain, further_roots).map_err(|_| damaged())
     }
 }
 

@@ -54,6 +54,8 @@ pub struct ClusterSpec {
     pub certificate_secs: u64,
     /// Ended tasks of a place that are kept to be looked at. 0..=100.
     pub task_history: u32,
+    /// How often the root certificate was replaced on wish: Docker's counter, which the client raises to ask for it.
+    pub force_rotate: u64,
     /// The pool that networks without `--subnet` are cut from.
     pub address_pool: IpNet,
     /// Prefix length of the networks cut from the pool.
@@ -69,6 +71,7 @@ impl Default for ClusterSpec {
             key_rotation_secs: 12 * 3600,
             certificate_secs: 90 * 24 * 3600,
             task_history: 5,
+            force_rotate: 0,
             address_pool: IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 0, 0, 0), 8)),
             subnet_prefix: 24,
             data_path_port: 4500,

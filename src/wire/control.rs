@@ -192,6 +192,8 @@ pub struct SwarmView {
     pub managers: Vec<(NodeId, SocketAddr)>,
     /// The Ed25519 keys that sign records: at most two.
     pub attestation: Vec<PublicKey>,
+    /// The root certificates that are trusted, DER: at most two, the one that issues last.
+    pub roots: Vec<Vec<u8>>,
     /// Removed nodes: nothing of theirs is accepted.
     pub gone: Vec<NodeId>,
 }

@@ -85,6 +85,7 @@ fn push(epochs: [u32; 3], records: Vec<Vec<u8>>) -> Push {
             heartbeat_secs: 5,
             managers: Vec::new(),
             attestation,
+            roots: Vec::new(),
             gone: Vec::new(),
         }),
         ring: Some(RingView { epochs: epochs.map(Epoch).into_iter().zip(phases).map(view).collect() }),

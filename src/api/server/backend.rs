@@ -3,7 +3,7 @@
 use crate::agent::{
     ExecIo, ExecRequest, ImageInfo, InitRequest, JoinTarget, LocalTask, Node, NodeError, Status, SwarmInfo,
 };
-use crate::cluster::{Command, Reply, State};
+use crate::cluster::{Command, NewRoot, Reply, State};
 use crate::manager::ManagerError;
 use crate::types::{NetworkId, NodeId};
 use std::future::Future;
@@ -22,6 +22,8 @@ pub(super) trait Backend: Send + Sync + 'static {
     fn state(&self) -> Option<Arc<State>>;
     /// Commits a command. Only called when [`Backend::state`] gave one; a manager that went away since is an error.
     fn propose(&self, command: Command) -> Answer<'_, Result<Reply, ManagerError>>;
+    /// A root certificate to take the place of the present one.
+    fn new_root(&self) -> Result<NewRoot, ManagerError>;
     /// The worker and the manager join token, if this node is a manager.
     fn join_tokens(&self) -> Option<(String, String)>;
     /// Id and name of every network this node has heard of.
@@ -48,6 +50,10 @@ pub(super) trait Backend: Send + Sync + 'static {
     fn host_routes(&self) -> Vec<ipnet::Ipv4Net>;
 }
 
+fn no_longer_manager() -> ManagerError {
+    ManagerError::Unavailable("this node is no longer a manager".into())
+}
+
 impl Backend for Node {
     fn swarm(&self) -> SwarmInfo {
         Node::swarm(self)
@@ -61,9 +67,16 @@ impl Backend for Node {
         Box::pin(async move {
             match self.manager() {
                 Some(manager) => manager.propose(command).await,
-                None => Err(ManagerError::Unavailable("this node is no longer a manager".into())),
+                None => Err(no_longer_manager()),
             }
         })
+    }
+
+    fn new_root(&self) -> Result<NewRoot, ManagerError> {
+        match self.manager() {
+            Some(manager) => manager.new_root(),
+            None => Err(no_longer_manager()),
+        }
     }
 
     fn join_tokens(&self) -> Option<(String, String)> {

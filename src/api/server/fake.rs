@@ -6,7 +6,7 @@ use super::{bind, serve_backend};
 use crate::agent::{
     ExecIo, ExecRequest, ImageInfo, InitRequest, JoinTarget, LocalTask, NodeError, Status, SwarmInfo, SwarmState,
 };
-use crate::cluster::{CertificateAuthority, Command, Entry, NodeState, Reply, State, schedule};
+use crate::cluster::{Command, Entry, NewRoot, NodeState, Reply, State, schedule};
 use crate::manager::ManagerError;
 use crate::types::{
     BootId, ClusterId, ClusterSpec, Fork, Key32, Machine, NetworkId, NodeAddresses, NodeId, Resources, Role, TaskId,
@@ -99,13 +99,14 @@ impl Fake {
 
     fn make_swarm(&self, spec: ClusterSpec) {
         self.become_member(Role::Manager);
+        let cluster = ClusterId::from_random([1; 17]);
         let init = Command::Init {
-            cluster: ClusterId::from_random([1; 17]),
+            cluster,
             fork: Fork(NOW.0),
             spec,
             worker_secret: Zeroizing::new([1; 16]),
             manager_secret: Zeroizing::new([2; 16]),
-            authority: CertificateAuthority { certificate: vec![3; 64], key: Zeroizing::new(vec![4; 64]) },
+            authority: crate::manager::first_authority(cluster),
             attestation: Key32::new([5; 32]),
             current: Key32::new([6; 32]),
             next: Key32::new([7; 32]),
@@ -128,6 +129,7 @@ impl Fake {
             addresses: addresses(number),
             availability: crate::types::Availability::Active,
             certificate_expires: UnixTime(NOW.0 + 1_000_000),
+            root: self.current().root_digest(),
         };
         self.apply(command).unwrap();
     }
@@ -151,6 +153,14 @@ impl Fake {
     }
 
     fn settle(&self, state: &mut State) {
+        if state.cluster.rotation.is_some() {
+            let (root, expires) = (state.root_digest(), UnixTime(NOW.0 + 1_000_000));
+            for node in state.nodes.keys().copied().collect::<Vec<_>>() {
+                let command = Command::SetCertificateExpiry { node, expires, root };
+                state.apply(&Entry { at: NOW, command }).0.unwrap();
+            }
+            state.apply(&Entry { at: NOW, command: Command::FinishRootRotation }).0.unwrap();
+        }
         let mut draw = || TaskId::from_random([0x40 + self.0.drawn.fetch_add(1, Ordering::Relaxed) as u8; 17]);
         for command in schedule::plan(state, NOW, &mut draw) {
             state.apply(&Entry { at: NOW, command }).0.unwrap();
@@ -258,6 +268,10 @@ impl Backend for Fake {
 
     fn propose(&self, command: Command) -> Answer<'_, Result<Reply, ManagerError>> {
         ready(self.apply(command))
+    }
+
+    fn new_root(&self) -> Result<NewRoot, ManagerError> {
+        crate::manager::new_root(&self.current())
     }
 
     fn join_tokens(&self) -> Option<(String, String)> {

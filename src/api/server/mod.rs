@@ -23,6 +23,7 @@ mod networks;
 mod nodes;
 mod request;
 mod respond;
+mod roots;
 mod schema;
 mod services;
 mod socket;

@@ -4,6 +4,7 @@ use super::backend::Backend;
 use super::error::ApiError;
 use super::filters::Filters;
 use super::request::Request;
+use super::roots::Roots;
 use super::{lookup, manager_state, random, respond, schema, time};
 use crate::api::types as api;
 use crate::cluster::{Command, Node, NodeState};
@@ -25,12 +26,14 @@ pub(super) fn list(backend: &dyn Backend, request: &Request) -> Result<respond::
             && filters.labels("node.label", &node.labels)
             && filters.values("label").is_empty()
     };
-    Ok(respond::json(&state.nodes.values().filter(fits).map(|node| describe(node, leader)).collect::<Vec<_>>()))
+    let roots = Roots::of(&state);
+    let described = state.nodes.values().filter(fits).map(|node| describe(node, leader, &roots));
+    Ok(respond::json(&described.collect::<Vec<_>>()))
 }
 
 pub(super) fn inspect(backend: &dyn Backend, wanted: &str) -> Result<respond::Response, ApiError> {
     let state = manager_state(backend)?;
-    Ok(respond::json(&describe(lookup::node(&state, wanted)?, backend.swarm().node)))
+    Ok(respond::json(&describe(lookup::node(&state, wanted)?, backend.swarm().node, &Roots::of(&state))))
 }
 
 pub(super) async fn update(
@@ -64,7 +67,7 @@ pub(super) async fn remove(
 }
 
 /// A node as `node inspect` shows it.
-pub(super) fn describe(node: &Node, leader: Option<NodeId>) -> api::Node {
+fn describe(node: &Node, leader: Option<NodeId>, roots: &Roots) -> api::Node {
     let manager_status = (node.role == Role::Manager).then(|| api::ManagerStatus {
         leader: leader == Some(node.id),
         reachability: if node.state == NodeState::Down { "unreachable" } else { "reachable" }.into(),
@@ -89,7 +92,7 @@ pub(super) fn describe(node: &Node, leader: Option<NodeId>) -> api::Node {
                 memory_bytes: node.machine.resources.memory_bytes,
             },
             engine: api::EngineDescription { engine_version: node.software.clone() },
-            ..api::NodeDescription::default()
+            tls_info: roots.of_node(node),
         },
         status: api::NodeStatus {
             state: state_word(node.state).into(),

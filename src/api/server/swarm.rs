@@ -3,6 +3,7 @@
 use super::backend::Backend;
 use super::error::{self, ApiError};
 use super::request::Request;
+use super::roots::Roots;
 use super::{manager_state, networks, nodes, respond, schema, time};
 use crate::agent::{InitRequest, JoinTarget, SwarmState};
 use crate::api::types as api;
@@ -109,6 +110,9 @@ fn apply_settings(spec: &mut ClusterSpec, wanted: &api::SwarmSpec) -> Result<(),
         }
         spec.certificate_secs = life;
     }
+    if wanted.ca_config.force_rotate != 0 {
+        spec.force_rotate = wanted.ca_config.force_rotate;
+    }
     if let Some(limit) = wanted.orchestration.task_history_retention_limit {
         spec.task_history =
             u32::try_from(limit).ok().filter(|limit| *limit <= limits::TASK_HISTORY).ok_or_else(|| {
@@ -180,7 +184,8 @@ pub(super) fn cluster_info(state: &State) -> api::ClusterInfo {
         data_path_port: cluster.spec.data_path_port,
         default_addr_pool: vec![cluster.spec.address_pool.to_string()],
         subnet_size: cluster.spec.subnet_prefix,
-        ..api::ClusterInfo::default()
+        tls_info: Roots::of(state).wanted(),
+        root_rotation_in_progress: cluster.rotation.is_some(),
     }
 }
 
@@ -189,7 +194,10 @@ fn swarm_spec(spec: &ClusterSpec) -> api::SwarmSpec {
         name: "default".into(),
         orchestration: api::Orchestration { task_history_retention_limit: Some(i64::from(spec.task_history)) },
         dispatcher: api::Dispatcher { heartbeat_period: u64::from(spec.heartbeat_secs) * NANOSECONDS },
-        ca_config: api::CaConfig { node_cert_expiry: spec.certificate_secs.saturating_mul(NANOSECONDS) },
+        ca_config: api::CaConfig {
+            node_cert_expiry: spec.certificate_secs.saturating_mul(NANOSECONDS),
+            force_rotate: spec.force_rotate,
+        },
         formic: api::FormicSwarmSpec { key_rotation_seconds: u64::from(spec.key_rotation_secs) },
         ..api::SwarmSpec::default()
     }
@@ -201,21 +209,29 @@ pub(super) async fn update(backend: &dyn Backend, request: &Request) -> Result<r
         return Err(ApiError::bad_request("unsupported parameter rotateManagerUnlockKey: autolock is not built yet"));
     }
     let fresh = |parameter: &str| request.flag(parameter).then(|| Zeroizing::new(crate::sys::random::bytes()));
-    let tokens = NewTokens { worker: fresh("rotateWorkerToken"), manager: fresh("rotateManagerToken") };
+    let mut tokens = NewTokens { worker: fresh("rotateWorkerToken"), manager: fresh("rotateManagerToken") };
     let version = request.version()?;
     let wanted = request.value()?;
     let current = serde_json::to_value(swarm_spec(&state.cluster.spec)).unwrap_or_default();
     refuse_other_changes(&wanted, &current, &mut Vec::new())?;
     let mut spec = state.cluster.spec.clone();
     apply_settings(&mut spec, &super::request::from_value(wanted)?)?;
-    backend.propose(Command::UpdateCluster { version, spec, tokens }).await?;
+    let mut root = None;
+    if spec.force_rotate != state.cluster.spec.force_rotate {
+        root = Some(backend.new_root()?);
+        // The old tokens name the old root.
+        let fresh = || Some(Zeroizing::new(crate::sys::random::bytes()));
+        tokens = NewTokens { worker: fresh(), manager: fresh() };
+    }
+    backend.propose(Command::UpdateCluster { version, spec, tokens, root }).await?;
     Ok(respond::empty(StatusCode::OK))
 }
 
 /// The settings that may be changed.
-const CHANGEABLE: [[&str; 2]; 4] = [
+const CHANGEABLE: [[&str; 2]; 5] = [
     ["Dispatcher", "HeartbeatPeriod"],
     ["CAConfig", "NodeCertExpiry"],
+    ["CAConfig", "ForceRotate"],
     ["Orchestration", "TaskHistoryRetentionLimit"],
     ["Formic", "KeyRotationSeconds"],
 ];

@@ -237,7 +237,10 @@ docker_type! {
     struct Orchestration { task_history_retention_limit: Option<i64> }
     struct RaftConfig { election_tick: u64, heartbeat_tick: u64 }
     struct Dispatcher { heartbeat_period: u64 }
-    struct CaConfig { node_cert_expiry: u64 }
+    struct CaConfig {
+        node_cert_expiry: u64,
+        #[serde(skip_serializing_if = "is_default")] force_rotate: u64,
+    }
     struct TaskDefaults {}
     struct EncryptionConfig { auto_lock_managers: bool }
     struct ClusterInfo {
@@ -257,7 +260,11 @@ docker_type! {
         join_tokens: JoinTokens,
     }
     struct JoinTokens { worker: String, manager: String }
-    struct TlsInfo { trust_root: String }
+    struct TlsInfo {
+        trust_root: String,
+        cert_issuer_subject: String,
+        cert_issuer_public_key: String,
+    }
     struct Node {
         #[serde(rename = "ID")] id: String,
         version: ObjectVersion,

@@ -5,11 +5,13 @@ mod keys;
 mod networks;
 mod nodes;
 mod properties;
+mod roots;
 mod schedule;
 mod services;
 mod tasks;
 
 use super::*;
+use crate::crypto;
 use crate::types::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -107,6 +109,11 @@ impl Swarm {
             TaskId(id(drawn))
         });
         self.drawn = drawn;
+        for command in &commands {
+            if let Command::ShutDownTask { id, remove: false } = command {
+                check_reason(&self.state, self.task(*id));
+            }
+        }
         commands
     }
 
@@ -188,6 +195,16 @@ fn check_addresses(state: &State) {
         }
     }
     assert_eq!(allocated, live, "allocated and live addresses differ");
+}
+
+/// Nothing is told to stop without a reason.
+fn check_reason(state: &State, task: &Task) {
+    let host = &state.nodes[&task.node.or(task.bound_to).expect("what waits on any node stays")];
+    let there = host.state != NodeState::Down && host.availability != Availability::Drain;
+    let suits = suit::meets(host, &state.services[&task.service].spec.placement.constraints);
+    let here = state.tasks.values().filter(|other| other.node == Some(host.id) && other.is_live());
+    let reserved = here.fold(Resources::default(), |sum, other| sum.plus(other.reservations));
+    assert!(!there || !suits || !reserved.fits(host.machine.resources), "{} moves for nothing", task.id);
 }
 
 /// What a placement must never exceed.
@@ -291,6 +308,7 @@ pub(super) fn add_node(number: u64, role: Role) -> Command {
         addresses: addresses(number),
         availability: Availability::Active,
         certificate_expires: UnixTime(START + 90 * 86_400),
+        root: crypto::sha256(&[&[3; 64]]),
     }
 }
 

@@ -30,7 +30,7 @@ fn the_pool_starts_after_the_subnet_of_ingress_and_skips_what_is_taken() {
 fn a_used_up_pool_is_a_refusal_that_names_it() {
     let mut swarm = Swarm::new();
     let spec = ClusterSpec { address_pool: "10.9.0.0/22".parse().unwrap(), ..ClusterSpec::default() };
-    swarm.ok(Command::UpdateCluster { version: 1, spec, tokens: NewTokens::default() });
+    swarm.ok(Command::UpdateCluster { version: 1, spec, tokens: NewTokens::default(), root: None });
     for number in 1..=3 {
         swarm.ok(create_network(number, None));
     }

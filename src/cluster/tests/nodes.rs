@@ -167,9 +167,9 @@ fn updates_are_in_sequence() {
     let long = BTreeMap::from([("a".to_owned(), "b".repeat(limits::LABEL_BYTES))]);
     assert!(swarm.refused(update(version, &long)).contains("16384 are allowed"));
     let spec = || ClusterSpec { heartbeat_secs: 7, ..ClusterSpec::default() };
-    swarm.ok(Command::UpdateCluster { version: 1, spec: spec(), tokens: NewTokens::default() });
+    swarm.ok(Command::UpdateCluster { version: 1, spec: spec(), tokens: NewTokens::default(), root: None });
     assert_eq!(
-        swarm.refused(Command::UpdateCluster { version: 1, spec: spec(), tokens: NewTokens::default() }),
+        swarm.refused(Command::UpdateCluster { version: 1, spec: spec(), tokens: NewTokens::default(), root: None }),
         "update out of sequence"
     );
     assert_eq!(swarm.state.cluster.spec.heartbeat_secs, 7);
@@ -204,7 +204,7 @@ fn settings_out_of_range_are_refused_at_the_start_and_later() {
         let entry = Entry { at: UnixTime(START), command: init_command(spec.clone()) };
         assert_eq!(State::init(&entry).err().unwrap().to_string(), text);
         assert_eq!(
-            Swarm::new().refused(Command::UpdateCluster { version: 1, spec, tokens: NewTokens::default() }),
+            Swarm::new().refused(Command::UpdateCluster { version: 1, spec, tokens: NewTokens::default(), root: None }),
             text
         );
     }
@@ -223,6 +223,6 @@ fn a_log_starts_with_init_and_has_one() {
 fn new_join_tokens_take_the_place_of_the_old_ones() {
     let mut swarm = Swarm::new();
     let tokens = NewTokens { worker: Some(Zeroizing::new([7; 16])), manager: None };
-    swarm.ok(Command::UpdateCluster { version: 1, spec: ClusterSpec::default(), tokens });
+    swarm.ok(Command::UpdateCluster { version: 1, spec: ClusterSpec::default(), tokens, root: None });
     assert_eq!((*swarm.state.cluster.worker_secret, *swarm.state.cluster.manager_secret), ([7; 16], [2; 16]));
 }

@@ -136,6 +136,7 @@ impl Walk {
                 version: u64::from(a),
                 spec: ClusterSpec::default(),
                 tokens: NewTokens::default(),
+                root: None,
             },
         });
     }

@@ -368,7 +368,7 @@ fn the_history_follows_the_limit_and_never_makes_a_hot_loop() {
     let mut swarm = Swarm::with_workers(1);
     let spec = ClusterSpec { task_history: 0, ..ClusterSpec::default() };
     let version = swarm.state.cluster.version;
-    swarm.ok(Command::UpdateCluster { version, spec, tokens: NewTokens::default() });
+    swarm.ok(Command::UpdateCluster { version, spec, tokens: NewTokens::default(), root: None });
     swarm.ok(create_service(1, &[], 1));
     for _ in 0..3 {
         swarm.schedule();

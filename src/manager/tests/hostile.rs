@@ -101,8 +101,8 @@ fn present(swarm: &Swarm, made_at: UnixTime, role: Role) {
         let names = Names { node: swarm.manager.node(), role, cluster: state.cluster.id };
         issue(&state.cluster.authority, &key.request().unwrap(), names, made_at, 3600).unwrap()
     });
-    let config = tls::server_config(&Identity::new(&key, issued.chain).unwrap()).unwrap();
-    *swarm.manager.inner.server.lock().unwrap() = Some((UnixTime(u64::MAX), config));
+    let identity = Identity::new(&key, issued.chain).unwrap();
+    swarm.manager.inner.present(&identity);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod control;
 mod hostile;
 mod life;
+mod roots;
 mod store;
 
 use super::{InitParams, Manager, random, wall_clock};

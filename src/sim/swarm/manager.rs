@@ -102,6 +102,7 @@ impl Manager {
             addresses,
             availability: Availability::Active,
             certificate_expires: UnixTime(START + 90 * 86_400),
+            root: self.state.root_digest(),
         };
         self.propose(command, now).expect("a new node");
     }

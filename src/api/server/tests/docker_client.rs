@@ -61,6 +61,14 @@ fn a_swarm_from_its_first_command_to_its_last() {
     docker.ok(&["swarm", "update", "--task-history-limit", "2", "--cert-expiry", "48h"]);
     let info = docker.ok(&["info"]);
     assert!(info.contains("Task History Retention Limit: 2") && info.contains("Expiry Duration: 2 days"), "{info}");
+    let root = docker.ok(&["swarm", "ca"]);
+    assert!(root.starts_with("-----BEGIN CERTIFICATE-----"), "{root}");
+    // Without --detach: the client waits until all nodes show the new root.
+    let rotated = docker.ok(&["swarm", "ca", "--rotate", "--cert-expiry", "72h"]);
+    let shown = docker.ok(&["swarm", "ca"]);
+    assert!(rotated.ends_with(&shown) && shown != root, "{rotated}");
+    assert!(docker.ok(&["info"]).contains("Expiry Duration: 3 days"));
+    docker.fails(&["swarm", "ca", "--rotate"], 1, "still in use");
     docker.fails(&["swarm", "update", "--snapshot-interval", "7"], 1, "Raft.SnapshotInterval");
     docker.fails(&["swarm", "update", "--autolock"], 1, "AutoLockManagers");
     assert_eq!(docker.ok(&["node", "update", "--availability", "drain", "--label-add", "a=b", "ant-2"]), "ant-2");
