@@ -30,11 +30,16 @@ private() {
     unshare "${how[@]}" bash -c 'ip link set lo up && "$@"' private "$@"
 }
 
-# The release binary, where cargo puts it: with a named target (see .cargo/config.toml) or a target directory of its own.
+# built ARGUMENTS...: builds a release binary by `cargo build ARGUMENTS` and sets $built to where cargo puts it: with a named
+# target (see .cargo/config.toml) or a target directory of its own.
+built() {
+    cargo build --release --locked "$@"
+    built=$(cargo build --release --locked "$@" --message-format json 2>/dev/null |
+        sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
+    [ -x "$built" ] || die "cargo built no binary: $*"
+}
+
 build_release() {
-    cargo build --release --locked --bin formic
-    FORMIC_BIN=$(cargo build --release --locked --bin formic --message-format json 2>/dev/null |
-        sed -n 's/.*"executable":"\([^"]*\/formic\)".*/\1/p' | tail -n 1)
-    [ -x "$FORMIC_BIN" ] || die "cargo built no binary formic"
-    export FORMIC_BIN
+    built --bin formic
+    export FORMIC_BIN=$built
 }

@@ -29,6 +29,7 @@ pub struct Host {
     index: u8,
     directory: PathBuf,
     holder: Background,
+    binary: RefCell<Option<PathBuf>>,
     daemon: RefCell<Option<Background>>,
     starts: Cell<u32>,
     expected_errors: RefCell<Vec<String>>,
@@ -53,6 +54,7 @@ impl Host {
             index,
             directory,
             holder,
+            binary: RefCell::new(None),
             daemon: RefCell::new(None),
             starts: Cell::new(0),
             expected_errors: RefCell::new(Vec::new()),
@@ -77,6 +79,23 @@ impl Host {
     /// The bridge's end of its cable.
     pub fn wire(&self) -> String {
         format!("wire{}", self.index)
+    }
+
+    /// Gives its end of the cable, `eth0`, the host's address.
+    pub(crate) fn connect_eth0(&self) {
+        let address = format!("{}/24", self.address());
+        self.run(&["ip", "address", "add", &address, "dev", "eth0"]).ok();
+        self.run(&["ip", "link", "set", "eth0", "up"]).ok();
+        self.run(&["ip", "link", "set", "lo", "up"]).ok();
+    }
+
+    /// Another `formic` than the one under test, from now on.
+    pub fn use_binary(&self, path: &Path) {
+        *self.binary.borrow_mut() = Some(path.to_owned());
+    }
+
+    fn binary(&self) -> PathBuf {
+        self.binary.borrow().clone().unwrap_or_else(|| formic().to_owned())
     }
 
     /// The process that holds its namespaces.
@@ -117,11 +136,10 @@ impl Host {
 
     /// Does something on a thread that is in this host's network namespace: what it binds stays there.
     pub fn in_network<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let namespace = format!("/proc/{}/ns/net", self.pid());
+        let pid = self.pid();
         std::thread::scope(|scope| {
-            let inside = scope.spawn(|| {
-                let namespace = File::open(namespace).expect("open the namespace");
-                setns(namespace, CloneFlags::CLONE_NEWNET).expect("enter the namespace");
+            let inside = scope.spawn(move || {
+                enter_network_of(pid);
                 work()
             });
             inside.join().expect("work in the host's network")
@@ -137,7 +155,7 @@ impl Host {
     /// `formic ...` with something on standard input.
     #[track_caller]
     pub fn formic_with(&self, arguments: &[&str], stdin: &[u8]) -> Finished {
-        let mut command = self.command(&formic().to_string_lossy());
+        let mut command = self.command(&self.binary().to_string_lossy());
         command.args(arguments);
         process::run_with(command, stdin, process::COMMAND_DEADLINE)
     }
@@ -197,7 +215,7 @@ impl Host {
     pub fn spawn_daemon(&self, options: &[&str]) {
         assert!(self.daemon.borrow().is_none(), "{} has a daemon", self.name());
         let log = File::options().create(true).append(true).open(self.log_path()).expect("open the log");
-        let mut command = self.command(&formic().to_string_lossy());
+        let mut command = self.command(&self.binary().to_string_lossy());
         command.arg("daemon").arg("--state-dir").arg(self.state_dir()).arg("--socket").arg(self.socket()).args(options);
         if let Ok(level) = std::env::var(LOG_VARIABLE) {
             command.args(["--log-level", &level]);
@@ -296,6 +314,12 @@ impl Host {
         names.sort();
         names
     }
+}
+
+/// Moves this thread into the network namespace of a process, for good: only for threads made for it.
+pub fn enter_network_of(pid: u32) {
+    let namespace = File::open(format!("/proc/{pid}/ns/net")).expect("open the namespace");
+    setns(namespace, CloneFlags::CLONE_NEWNET).expect("enter the namespace");
 }
 
 /// Where the API shows the daemon's status.

@@ -75,7 +75,8 @@ impl Swarm {
         Swarm::bring_up(Topology::new(count), init, daemon)
     }
 
-    fn bring_up(net: Topology, init: &[&str], daemon: &[&str]) -> Swarm {
+    /// A swarm of hosts without daemons; these are started.
+    pub fn bring_up(net: Topology, init: &[&str], daemon: &[&str]) -> Swarm {
         for host in &net.hosts {
             host.start_daemon(daemon);
         }

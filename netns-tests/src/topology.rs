@@ -35,6 +35,31 @@ pub struct Topology {
 impl Topology {
     /// Makes `count` hosts.
     pub fn new(count: u8) -> Topology {
+        let mut topology = Topology::empty();
+        ip(&format!("link add {BRIDGE} type bridge mcast_snooping 0"));
+        ip(&format!("address add {OUTSIDER}/24 dev {BRIDGE}"));
+        ip(&format!("link set {BRIDGE} up"));
+        ip("link set lo up");
+        for index in 0..count {
+            let pid = topology.add_host(index).pid();
+            let wire = topology.host(index.into()).wire();
+            ip(&format!("link add {wire} type veth peer name eth0 netns {pid}"));
+            ip(&format!("link set {wire} master {BRIDGE} up"));
+            topology.host(index.into()).connect_eth0();
+        }
+        topology
+    }
+
+    /// Makes two hosts on the ends of one cable, `eth0` to `eth0`, for measurements: no bridge between, and no outsider.
+    pub fn pair() -> Topology {
+        let mut topology = Topology::empty();
+        let ends = [0, 1].map(|index| topology.add_host(index).pid());
+        ip(&format!("link add eth0 netns {} type veth peer name eth0 netns {}", ends[0], ends[1]));
+        topology.hosts.iter().for_each(Host::connect_eth0);
+        topology
+    }
+
+    fn empty() -> Topology {
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
             .unwrap_or_else(|error| panic!("no new namespaces ({error}): run as root, or by scripts/test"));
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
@@ -42,15 +67,7 @@ impl Topology {
         let directory = make_directory();
         // Router solicitations would be noise in the captures.
         no_ipv6(Command::new("sh"));
-        ip(&format!("link add {BRIDGE} type bridge mcast_snooping 0"));
-        ip(&format!("address add {OUTSIDER}/24 dev {BRIDGE}"));
-        ip(&format!("link set {BRIDGE} up"));
-        ip("link set lo up");
-        let mut topology = Topology { hosts: Vec::new(), directory };
-        for index in 0..count {
-            topology.add_host(index);
-        }
-        topology
+        Topology { hosts: Vec::new(), directory }
     }
 
     /// Makes `count` hosts, each with a daemon that answers.
@@ -62,20 +79,11 @@ impl Topology {
         topology
     }
 
-    fn add_host(&mut self, index: u8) {
+    fn add_host(&mut self, index: u8) -> &Host {
         let host = Host::new(index, &self.directory);
-        let (wire, pid) = (host.wire(), host.pid());
         no_ipv6(host.command("sh"));
-        ip(&format!("link add {wire} type veth peer name eth0 netns {pid}"));
-        ip(&format!("link set {wire} master {BRIDGE} up"));
-        for words in
-            [format!("address add {}/24 dev eth0", host.address()), "link set eth0 up".into(), "link set lo up".into()]
-        {
-            let mut arguments = vec!["ip"];
-            arguments.extend(words.split(' '));
-            host.run(&arguments).ok();
-        }
         self.hosts.push(host);
+        self.host(index.into())
     }
 
     /// A host by number, from 0.

@@ -18,8 +18,13 @@ const LAST_ANSWERS: u64 = 20;
 
 /// A command in the task's network namespace.
 pub fn in_network_of(task: &Task, program: &str) -> Command {
+    in_network_of_pid(task.pid, program)
+}
+
+/// A command in the network namespace of a process.
+pub fn in_network_of_pid(pid: u32, program: &str) -> Command {
     let mut command = tied("nsenter");
-    command.args(["--target", &task.pid.to_string(), "--net", "--", program]);
+    command.args(["--target", &pid.to_string(), "--net", "--", program]);
     command
 }
 
@@ -102,7 +107,12 @@ pub struct IperfServer {
 impl IperfServer {
     /// Starts it.
     pub fn start(task: &Task) -> IperfServer {
-        let mut command = in_network_of(task, "iperf3");
+        IperfServer::start_in(task.pid)
+    }
+
+    /// Starts it in the network namespace of a process.
+    pub fn start_in(pid: u32) -> IperfServer {
+        let mut command = in_network_of_pid(pid, "iperf3");
         command.args(["--server", "--forceflush"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut server = Background::start(command);
         let mut stdout = BufReader::new(server.child().stdout.take().expect("piped"));

@@ -4,8 +4,11 @@
 //! - [`source`]: Rust text without comments, strings and test modules.
 //! - [`arrows`]: which module may use which, where `unsafe` may stand, how long a file may be.
 //! - [`licences`]: which licences a dependency may have, and that each direct dependency is explained.
+//!
+//! And the benchmark, called by `scripts/bench`: [`bench`].
 #![forbid(unsafe_code)]
 
 pub mod arrows;
+pub mod bench;
 pub mod licences;
 pub mod source;

@@ -1,0 +1,153 @@
+//! The results as text for people and as JSON for programs.
+
+use super::goals::{GOALS, Goal, Verdict};
+use super::lanes::Underlay;
+use super::metric::Metric;
+use super::stats::Samples;
+use serde_json::{Value, json};
+use std::fmt::Write;
+
+/// Medians of one underlay: a row for each lane, a column for each metric that was measured.
+pub fn table(samples: &Samples, underlay: Underlay, lanes: &[String]) -> String {
+    let name = underlay.name();
+    let measured = |metric: &Metric| lanes.iter().any(|lane| !samples.values(name, lane, *metric).is_empty());
+    let metrics: Vec<Metric> = Metric::ALL.into_iter().filter(measured).collect();
+    let mut rows = vec![
+        [vec![String::new()], metrics.iter().map(|metric| metric.head().to_owned()).collect()].concat(),
+        [vec![String::new()], metrics.iter().map(|metric| metric.unit().to_owned()).collect()].concat(),
+    ];
+    for lane in lanes {
+        let cells = metrics.iter().map(|metric| samples.median(name, lane, *metric).map(number).unwrap_or_default());
+        rows.push([vec![lane.clone()], cells.collect()].concat());
+    }
+    align(&rows)
+}
+
+/// The goals that can be judged, and how far the first binary comes.
+pub fn goals(samples: &Samples) -> String {
+    let mut rows = vec![["goal", "underlay", "measured", "must", "aim", ""].map(str::to_owned).to_vec()];
+    for goal in &GOALS {
+        let Some(value) = goal.value(samples) else { continue };
+        let sign = if goal.larger { ">=" } else { "<=" };
+        rows.push(vec![
+            goal.what.to_owned(),
+            goal.underlay.to_owned(),
+            number(value),
+            format!("{sign} {}", goal.must),
+            format!("{sign} {}", goal.aim),
+            verdict(goal, value).to_owned(),
+        ]);
+    }
+    if rows.len() == 1 { String::new() } else { align(&rows) }
+}
+
+fn verdict(goal: &Goal, value: f64) -> &'static str {
+    match goal.verdict(value) {
+        Verdict::Aim => "aim reached",
+        Verdict::Must => "reached",
+        Verdict::Missed => "MISSED",
+    }
+}
+
+/// Everything, values of all rounds included.
+pub fn json(samples: &Samples, settings: Value) -> Value {
+    let samples_json: Vec<Value> = samples
+        .iter()
+        .map(|(key, values)| {
+            json!({
+                "underlay": key.underlay, "lane": key.lane, "metric": key.metric.name(), "unit": key.metric.unit(),
+                "values": values, "median": super::stats::median(values),
+            })
+        })
+        .collect();
+    let goals_json: Vec<Value> = GOALS
+        .iter()
+        .filter_map(|goal| {
+            let value = goal.value(samples)?;
+            Some(json!({
+                "goal": goal.what, "underlay": goal.underlay, "value": value, "must": goal.must, "aim": goal.aim,
+                "larger_is_better": goal.larger, "verdict": verdict(goal, value),
+            }))
+        })
+        .collect();
+    json!({ "settings": settings, "samples": samples_json, "goals": goals_json })
+}
+
+/// Three significant digits: more would be noise.
+pub fn number(value: f64) -> String {
+    let decimals = if value >= 100.0 {
+        0
+    } else if value >= 10.0 {
+        1
+    } else {
+        2
+    };
+    format!("{value:.decimals$}")
+}
+
+/// The first column to the left, the others to the right.
+fn align(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            let _ = if column == 0 { write!(line, "{cell:width$}") } else { write!(line, "  {cell:>width$}") };
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn samples() -> Samples {
+        let mut samples = Samples::default();
+        for (lane, values) in [("vxlan", [14.0, 16.0, 15.0]), ("formic", [9.0, 3.0, 7.5])] {
+            values.into_iter().for_each(|value| samples.add("gso", lane, Metric::Tcp, value));
+        }
+        samples.add("gso", "formic", Metric::TunnelCpu, 1.234);
+        samples
+    }
+
+    #[test]
+    fn a_table_has_what_was_measured() {
+        let lanes = ["vxlan", "formic"].map(str::to_owned);
+        let expected = "           TCP  CPU tunnel\n\
+                        \x20       Gbit/s        s/GB\n\
+                        vxlan     15.0\n\
+                        formic    7.50        1.23\n";
+        assert_eq!(table(&samples(), Underlay::Gso, &lanes), expected);
+    }
+
+    #[test]
+    fn goals_that_can_be_judged() {
+        let text = goals(&samples());
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 3, "{text}");
+        assert!(lines[1].starts_with("one TCP flow / VXLAN in clear"), "{text}");
+        assert!(lines[1].contains("0.50") && lines[1].ends_with(" reached"), "{text}");
+        assert!(lines[2].contains("1.23") && lines[2].ends_with("MISSED"), "{text}");
+        assert_eq!(goals(&Samples::default()), "");
+    }
+
+    #[test]
+    fn json_has_all_values() {
+        let value = json(&samples(), json!({"rounds": 3}));
+        assert_eq!(value["settings"]["rounds"], 3);
+        let formic = &value["samples"][0];
+        assert_eq!((formic["lane"].as_str(), formic["metric"].as_str()), (Some("formic"), Some("tcp")));
+        assert_eq!((&formic["values"], &formic["median"]), (&json!([9.0, 3.0, 7.5]), &json!(7.5)));
+        assert_eq!(value["goals"][0]["verdict"], "reached");
+    }
+
+    #[test]
+    fn numbers_have_three_digits() {
+        assert_eq!([0.0125, 1.2345, 12.345, 123.45].map(number), ["0.01", "1.23", "12.3", "123"]);
+    }
+}

@@ -1,0 +1,92 @@
+//! Measures Formic against its peers; see `tools::bench`. Run by `scripts/bench`, which brings what it needs.
+#![forbid(unsafe_code)]
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use std::time::Duration;
+use tools::bench::lanes::{Bed, Lane, Underlay};
+use tools::bench::measure::{Kind, wait_for_lane};
+use tools::bench::options::Options;
+use tools::bench::stats::Samples;
+use tools::bench::{chart, report};
+
+fn main() -> Result<()> {
+    let options = argh::from_env::<Options>().completed()?;
+    std::fs::create_dir_all(&options.output).with_context(|| options.output.display().to_string())?;
+    let mut run = Run { options: &options, samples: Samples::default(), lanes: Vec::new(), failures: Vec::new() };
+    for underlay in options.underlays() {
+        run.underlay(underlay)?;
+    }
+    run.finish()
+}
+
+struct Run<'a> {
+    options: &'a Options,
+    samples: Samples,
+    lanes: Vec<String>,
+    failures: Vec<String>,
+}
+
+impl Run<'_> {
+    fn underlay(&mut self, underlay: Underlay) -> Result<()> {
+        println!("\n{}: {}", underlay.name(), underlay.title());
+        let bed = Bed::new(underlay, &self.options.formic, |lane| self.options.wants_lane(lane))?;
+        self.lanes = bed.lanes.iter().map(|lane| lane.name.clone()).collect();
+        bed.lanes.iter().try_for_each(wait_for_lane)?;
+        for round in 1..=self.options.rounds {
+            println!("round {round} of {}", self.options.rounds);
+            for kind in self.options.kinds(underlay) {
+                bed.lanes.iter().for_each(|lane| self.measure(underlay, kind, lane));
+            }
+            self.write()?;
+        }
+        print!("\n{}", report::table(&self.samples, underlay, &self.lanes));
+        Ok(())
+    }
+
+    /// A lane that fails once does not take the others' results along.
+    fn measure(&mut self, underlay: Underlay, kind: Kind, lane: &Lane) {
+        match kind.measure(lane, Duration::from_secs_f64(self.options.seconds)) {
+            Ok(found) => {
+                for (metric, value) in found {
+                    if !value.is_finite() || value < 0.0 {
+                        self.failures.push(format!("{} {}: {} {value}", underlay.name(), lane.name, metric.name()));
+                    }
+                    self.samples.add(underlay.name(), &lane.name, metric, value);
+                }
+            }
+            Err(error) => {
+                let failure = format!("{} {} {}: {error:#}", underlay.name(), kind.name(), lane.name);
+                println!("FAILED: {failure}");
+                self.failures.push(failure);
+            }
+        }
+    }
+
+    fn write(&self) -> Result<()> {
+        let directory = &self.options.output;
+        let report = report::json(&self.samples, self.settings());
+        std::fs::write(directory.join("bench.json"), format!("{report:#}\n")).context("write bench.json")?;
+        std::fs::write(directory.join("bench.svg"), chart::svg(&self.samples, &self.lanes)).context("write bench.svg")
+    }
+
+    fn settings(&self) -> Value {
+        let processors = std::thread::available_parallelism().map_or(0, usize::from);
+        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let binaries: Vec<String> = self.options.formic.iter().map(|binary| format!("{binary:?}")).collect();
+        json!({
+            "rounds": self.options.rounds, "seconds": self.options.seconds, "formic": binaries,
+            "processors": processors, "kernel": kernel.trim(),
+        })
+    }
+
+    fn finish(&self) -> Result<()> {
+        let goals = report::goals(&self.samples);
+        if !self.options.smoke && !goals.is_empty() {
+            print!("\n{goals}");
+        }
+        println!("\n{0}/bench.json, {0}/bench.svg", self.options.output.display());
+        ensure!(self.failures.is_empty(), "{} measurements failed:\n{}", self.failures.len(), self.failures.join("\n"));
+        Ok(())
+    }
+}
