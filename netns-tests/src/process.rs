@@ -161,3 +161,18 @@ pub fn tied(program: &str) -> Command {
     command.args(["--pdeathsig", "KILL", program]);
     command
 }
+
+/// The children of a process.
+pub fn children(pid: u32) -> Vec<u32> {
+    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    all.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|child| status_of(*child, "PPid") == pid.to_string())
+        .collect()
+}
+
+/// A field of `/proc/PID/status`; empty when there is none.
+pub fn status_of(pid: u32, field: &str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    line.unwrap_or_default().trim().to_owned()
+}

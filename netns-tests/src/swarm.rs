@@ -80,16 +80,18 @@ impl Swarm {
         for host in &net.hosts {
             host.start_daemon(daemon);
         }
-        Swarm::form(net, init)
+        let count = net.hosts.len();
+        Swarm::of_first(net, count, init)
     }
 
     /// A swarm of hosts whose daemons already run.
     pub fn on(net: Topology) -> Swarm {
-        Swarm::form(net, FAST)
+        let count = net.hosts.len();
+        Swarm::of_first(net, count, FAST)
     }
 
-    fn form(net: Topology, init: &[&str]) -> Swarm {
-        let count = net.hosts.len();
+    /// A swarm of the first `count` hosts; the daemons already run.
+    pub fn of_first(net: Topology, count: usize, init: &[&str]) -> Swarm {
         let manager = net.host(0);
         let address = manager.address().to_string();
         manager.formic(&[&["swarm", "init", "--advertise-addr", &address], init].concat()).ok();

@@ -135,11 +135,11 @@ impl Drop for Topology {
     }
 }
 
-/// Below /tmp and short: a unix socket's path has at most 107 bytes.
+/// Below TMPDIR or /tmp, and short: a unix socket's path has at most 107 bytes.
 fn make_directory() -> PathBuf {
     let path = process::run({
         let mut command = Command::new("mktemp");
-        command.args(["-d", "/tmp/formic-test.XXXXXX"]);
+        command.args(["-d", "--tmpdir", "formic-test.XXXXXX"]);
         command
     });
     PathBuf::from(path.ok())

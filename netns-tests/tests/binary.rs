@@ -1,5 +1,6 @@
 //! The release binary: static, quick, quiet, and without rights where it reads the network.
 
+use netns_tests::process::{children, status_of};
 use netns_tests::{Host, Swarm, Topology, formic, process, wait_until};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
@@ -78,20 +79,6 @@ fn cpu_time(pids: &[u32]) -> Duration {
     };
     let threads = |pid: &u32| std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     Duration::from_nanos(pids.iter().flat_map(threads).filter_map(|thread| of_thread(thread.path())).sum())
-}
-
-fn children(pid: u32) -> Vec<u32> {
-    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    all.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|child| status_of(*child, "PPid") == pid.to_string())
-        .collect()
-}
-
-/// A field of `/proc/PID/status`.
-fn status_of(pid: u32, field: &str) -> String {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-    line.unwrap_or_default().trim().to_owned()
 }
 
 #[test]

@@ -72,7 +72,13 @@ impl Goal {
     }
 }
 
-/// All, in the order of the report.
+/// Share of a core that a daemon at rest stays below, in percent.
+pub const IDLE_PERCENT: f64 = 0.5;
+
+/// Resident megabytes that it stays below, helper included.
+pub const IDLE_MEGABYTES: f64 = 50.0;
+
+/// All of the lanes, in the order of the report.
 pub const GOALS: [Goal; 14] = [
     ratio("one TCP flow / wireguard-go", FORMIC, Metric::Tcp, WIREGUARD_GO).reach(3.0, 4.0),
     ratio("one TCP flow / wireguard-go", FORMIC, Metric::Tcp, WIREGUARD_GO).reach(2.0, 4.0).on_wire(),

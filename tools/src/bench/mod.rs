@@ -7,14 +7,17 @@
 //! ```
 //! - [`lanes`]: the ways of a packet that are compared. [`measure`]: what is measured on one.
 //! - [`probe`]: datagrams of our own, for round trips and packet rates. TCP is `iperf3`'s.
+//! - [`idle`]: what a daemon costs that has nothing to do. [`micro`]: nanoseconds of single functions.
 //!
 //! Hosts and daemons are those of the tests (`netns_tests`); everything is in namespaces that end with this process.
 
 pub mod chart;
 pub mod goals;
+pub mod idle;
 pub mod lanes;
 pub mod measure;
 pub mod metric;
+pub mod micro;
 pub mod options;
 pub mod probe;
 pub mod procfs;

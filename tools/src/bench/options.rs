@@ -26,6 +26,12 @@ pub struct Options {
     /// where bench.json and bench.svg go (target/bench)
     #[argh(option, default = "PathBuf::from(\"target/bench\")", arg_name = "directory")]
     pub output: PathBuf,
+    /// instead: what a daemon costs at rest, with 100 endpoints and 50 peers (one value a round, of at least 20 s)
+    #[argh(switch)]
+    pub idle: bool,
+    /// instead: nanoseconds of single functions of the data path
+    #[argh(switch)]
+    pub micro: bool,
     /// one short round in which only counts that everything runs
     #[argh(switch)]
     pub smoke: bool,
@@ -58,6 +64,7 @@ impl Options {
             (self.rounds, self.seconds) = (1, 0.3);
         }
         ensure!(self.rounds > 0, "--rounds: at least one");
+        ensure!(!(self.idle && self.micro), "--idle and --micro: one at a time");
         ensure!(self.seconds > 0.0 && self.seconds <= 600.0, "--seconds: above 0, at most 600");
         for name in &self.only {
             let known = [underlays(), kinds(), LANES.to_vec()].concat();

@@ -1,6 +1,7 @@
 //! Processor time and memory, from /proc.
 
 use anyhow::{Context, Result};
+use netns_tests::process::status_of;
 
 /// Clock ticks of /proc in a second: `USER_HZ`, 100 on all machines that Formic is built for.
 const TICKS_PER_SEC: f64 = 100.0;
@@ -20,9 +21,7 @@ pub fn system_cpu_secs() -> Result<f64> {
 
 /// Octets of a process that are in memory.
 pub fn resident_bytes(pid: u32) -> Result<u64> {
-    let path = format!("/proc/{pid}/status");
-    let text = std::fs::read_to_string(&path).with_context(|| path.clone())?;
-    resident(&text).context(path)
+    bytes(&status_of(pid, "VmRSS")).with_context(|| format!("VmRSS of process {pid}"))
 }
 
 /// `utime` and `stime`. The name in parentheses may hold anything.
@@ -41,9 +40,9 @@ fn system_ticks(stat: &str) -> Option<u64> {
     Some(user + nice + system + irq + softirq)
 }
 
-fn resident(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+/// `5120 kB`
+fn bytes(size: &str) -> Option<u64> {
+    Some(size.strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }
 
 #[cfg(test)]
@@ -68,8 +67,8 @@ mod tests {
 
     #[test]
     fn memory() {
-        assert_eq!(resident("Name:\tx\nVmRSS:\t   5120 kB\nRssAnon:\t 1 kB\n"), Some(5_242_880));
-        assert_eq!(resident("Name:\tx\n"), None);
+        assert_eq!(bytes("5120 kB"), Some(5_242_880));
+        assert_eq!((bytes(""), bytes("12"), bytes("x kB")), (None, None, None));
     }
 
     #[test]

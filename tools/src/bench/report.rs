@@ -1,9 +1,11 @@
 //! The results as text for people and as JSON for programs.
 
-use super::goals::{GOALS, Goal, Verdict};
+use super::goals::{GOALS, Goal, IDLE_MEGABYTES, IDLE_PERCENT, Verdict};
+use super::idle::{ENDPOINTS, Idle, PEERS};
 use super::lanes::Underlay;
 use super::metric::Metric;
-use super::stats::Samples;
+use super::micro::Cost;
+use super::stats::{Samples, median};
 use serde_json::{Value, json};
 use std::fmt::Write;
 
@@ -56,7 +58,7 @@ pub fn json(samples: &Samples, settings: Value) -> Value {
         .map(|(key, values)| {
             json!({
                 "underlay": key.underlay, "lane": key.lane, "metric": key.metric.name(), "unit": key.metric.unit(),
-                "values": values, "median": super::stats::median(values),
+                "values": values, "median": median(values),
             })
         })
         .collect();
@@ -71,6 +73,60 @@ pub fn json(samples: &Samples, settings: Value) -> Value {
         })
         .collect();
     json!({ "settings": settings, "samples": samples_json, "goals": goals_json })
+}
+
+/// Nanoseconds of single functions.
+pub fn micro_table(costs: &[Cost]) -> String {
+    let mut rows = vec![["function", "protection", "octets", "ns", "GB/s"].map(str::to_owned).to_vec()];
+    for cost in costs {
+        let gigabytes_per_sec = cost.inner_len as f64 / cost.nanos;
+        rows.push(vec![
+            cost.function.to_owned(),
+            cost.transform.to_owned(),
+            cost.inner_len.to_string(),
+            number(cost.nanos),
+            number(gigabytes_per_sec),
+        ]);
+    }
+    align(&rows)
+}
+
+/// The same for programs.
+pub fn micro_json(costs: &[Cost]) -> Value {
+    let json = |cost: &Cost| {
+        json!({
+            "function": cost.function, "protection": cost.transform, "octets": cost.inner_len, "nanoseconds": cost.nanos,
+        })
+    };
+    costs.iter().map(json).collect()
+}
+
+/// A daemon at rest.
+pub fn idle_text(idle: &Idle) -> String {
+    let values: Vec<String> = idle.cpu_percent.iter().map(|value| format!("{value:.2}")).collect();
+    format!(
+        "{ENDPOINTS} endpoints, {PEERS} peers: {:.2} % of a core (periods: {}; must: below {IDLE_PERCENT} %),\n\
+         {:.1} MB resident (daemon {:.1}, helper {:.1}; must: below {IDLE_MEGABYTES})",
+        median(&idle.cpu_percent).unwrap_or_default(),
+        values.join(", "),
+        megabytes(idle.daemon_bytes + idle.helper_bytes),
+        megabytes(idle.daemon_bytes),
+        megabytes(idle.helper_bytes),
+    )
+}
+
+/// The same for programs.
+pub fn idle_json(idle: &Idle) -> Value {
+    json!({
+        "endpoints": ENDPOINTS, "peers": PEERS, "cpu_percent": idle.cpu_percent,
+        "cpu_percent_median": median(&idle.cpu_percent), "cpu_percent_must_be_below": IDLE_PERCENT,
+        "daemon_bytes": idle.daemon_bytes, "helper_bytes": idle.helper_bytes,
+        "megabytes_must_be_below": IDLE_MEGABYTES,
+    })
+}
+
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
 }
 
 /// Three significant digits: more would be noise.
@@ -144,6 +200,22 @@ mod tests {
         assert_eq!((formic["lane"].as_str(), formic["metric"].as_str()), (Some("formic"), Some("tcp")));
         assert_eq!((&formic["values"], &formic["median"]), (&json!([9.0, 3.0, 7.5]), &json!(7.5)));
         assert_eq!(value["goals"][0]["verdict"], "reached");
+    }
+
+    #[test]
+    fn a_row_for_each_function() {
+        let costs = [Cost { function: "seal", transform: "AES-256-GCM", inner_len: 1438, nanos: 200.0 }];
+        let text = micro_table(&costs);
+        assert_eq!(text.lines().last(), Some("seal      AES-256-GCM    1438  200  7.19"), "{text}");
+        assert_eq!(micro_json(&costs)[0]["nanoseconds"], 200.0);
+    }
+
+    #[test]
+    fn a_daemon_at_rest() {
+        let idle = Idle { cpu_percent: vec![0.1, 0.9, 0.3], daemon_bytes: 20_000_000, helper_bytes: 5_000_000 };
+        let text = idle_text(&idle);
+        assert!(text.contains("0.30 % of a core") && text.contains("25.0 MB"), "{text}");
+        assert_eq!(idle_json(&idle)["cpu_percent_median"], 0.3);
     }
 
     #[test]

@@ -8,16 +8,48 @@ use tools::bench::lanes::{Bed, Lane, Underlay};
 use tools::bench::measure::{Kind, wait_for_lane};
 use tools::bench::options::Options;
 use tools::bench::stats::Samples;
-use tools::bench::{chart, report};
+use tools::bench::{chart, idle, micro, report};
 
 fn main() -> Result<()> {
     let options = argh::from_env::<Options>().completed()?;
     std::fs::create_dir_all(&options.output).with_context(|| options.output.display().to_string())?;
-    let mut run = Run { options: &options, samples: Samples::default(), lanes: Vec::new(), failures: Vec::new() };
+    match (options.micro, options.idle) {
+        (true, _) => run_micro(&options),
+        (_, true) => run_idle(&options),
+        _ => run_lanes(&options),
+    }
+}
+
+fn run_micro(options: &Options) -> Result<()> {
+    let costs = micro::run(Duration::from_secs_f64(options.seconds))?;
+    print!("{}", report::micro_table(&costs));
+    write(options, "micro.json", &report::micro_json(&costs))
+}
+
+fn run_idle(options: &Options) -> Result<()> {
+    for binary in &options.formic {
+        let period = Duration::from_secs_f64(options.seconds).max(IDLE_PERIOD);
+        let idle = idle::run(binary, options.rounds, period)?;
+        println!("{}\n{}", binary.path.display(), report::idle_text(&idle));
+        write(options, "idle.json", &report::idle_json(&idle))?;
+    }
+    Ok(())
+}
+
+/// Long against a clock tick of 10 ms, a heartbeat and a round of gossip.
+const IDLE_PERIOD: Duration = Duration::from_secs(20);
+
+fn run_lanes(options: &Options) -> Result<()> {
+    let mut run = Run { options, samples: Samples::default(), lanes: Vec::new(), failures: Vec::new() };
     for underlay in options.underlays() {
         run.underlay(underlay)?;
     }
     run.finish()
+}
+
+fn write(options: &Options, name: &str, value: &Value) -> Result<()> {
+    let path = options.output.join(name);
+    std::fs::write(&path, format!("{value:#}\n")).with_context(|| path.display().to_string())
 }
 
 struct Run<'a> {
@@ -64,10 +96,9 @@ impl Run<'_> {
     }
 
     fn write(&self) -> Result<()> {
-        let directory = &self.options.output;
-        let report = report::json(&self.samples, self.settings());
-        std::fs::write(directory.join("bench.json"), format!("{report:#}\n")).context("write bench.json")?;
-        std::fs::write(directory.join("bench.svg"), chart::svg(&self.samples, &self.lanes)).context("write bench.svg")
+        write(self.options, "bench.json", &report::json(&self.samples, self.settings()))?;
+        let chart = chart::svg(&self.samples, &self.lanes);
+        std::fs::write(self.options.output.join("bench.svg"), chart).context("bench.svg")
     }
 
     fn settings(&self) -> Value {
