@@ -5,7 +5,7 @@
 //! - [`arrows`]: which module may use which, where `unsafe` may stand, how long a file may be.
 //! - [`licences`]: which licences a dependency may have, and that each direct dependency is explained.
 //!
-//! And the benchmark, called by `scripts/bench`: [`bench`].
+//! And the benchmark, called by `scripts/bench`: [`mod@bench`].
 #![forbid(unsafe_code)]
 
 pub mod arrows;

@@ -99,15 +99,15 @@ pub struct Bed {
     /// They.
     pub lanes: Vec<Lane>,
     // Dropped in this order: the tunnels end before their hosts.
-    _tunnels: Vec<Background>,
-    _kernel: Option<Topology>,
-    _swarms: Vec<Swarm>,
+    tunnels: Vec<Background>,
+    nets: Vec<Topology>,
+    swarms: Vec<Swarm>,
 }
 
 impl Bed {
     /// Sets up the lanes that are wanted.
     pub fn new(underlay: Underlay, binaries: &[Formic], wanted: impl Fn(&str) -> bool) -> Result<Bed> {
-        let mut bed = Bed { lanes: Vec::new(), _tunnels: Vec::new(), _kernel: None, _swarms: Vec::new() };
+        let mut bed = Bed { lanes: Vec::new(), tunnels: Vec::new(), nets: Vec::new(), swarms: Vec::new() };
         if [VETH, VXLAN, WIREGUARD_GO, BORINGTUN].into_iter().any(&wanted) {
             bed.add_peers(underlay, &wanted)?;
         }
@@ -138,10 +138,10 @@ impl Bed {
                 let (address, processes) =
                     wireguard(&net, number, device, command).with_context(|| format!("set up {name}"))?;
                 self.lanes.push(on_hosts(name, &net, address, processes.iter().map(Background::pid).collect()));
-                self._tunnels.extend(processes);
+                self.tunnels.extend(processes);
             }
         }
-        self._kernel = Some(net);
+        self.nets.push(net);
         Ok(())
     }
 
@@ -163,7 +163,7 @@ impl Bed {
             let [here, _, there] = place(&swarm, "plain");
             self.add_tasks(FORMIC_PLAIN, number, &here, &there, &processes, wanted);
         }
-        self._swarms.push(swarm);
+        self.swarms.push(swarm);
     }
 
     fn add_tasks(

@@ -4,6 +4,7 @@ use super::lanes::{LANES, Underlay};
 use super::measure::Kind;
 use anyhow::{Result, ensure};
 use argh::FromArgs;
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -44,6 +45,13 @@ pub struct Formic {
     pub path: PathBuf,
     /// Further options of its daemons.
     pub options: Vec<String>,
+}
+
+impl fmt::Display for Formic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.path.display())?;
+        self.options.iter().try_for_each(|option| write!(f, " {option}"))
+    }
 }
 
 impl FromStr for Formic {
@@ -156,6 +164,7 @@ mod tests {
     fn a_binary_may_have_options() {
         let formic: Formic = "/x/formic --log-level debug".parse().unwrap();
         assert_eq!(formic, Formic { path: "/x/formic".into(), options: vec!["--log-level".into(), "debug".into()] });
+        assert_eq!(formic.to_string(), "/x/formic --log-level debug");
         assert!(" ".parse::<Formic>().is_err());
     }
 }

@@ -5,24 +5,32 @@ use super::idle::{ENDPOINTS, Idle, PEERS};
 use super::lanes::Underlay;
 use super::metric::Metric;
 use super::micro::Cost;
+use super::options::Formic;
 use super::stats::{Samples, median};
 use serde_json::{Value, json};
 use std::fmt::Write;
 
-/// Medians of one underlay: a row for each lane, a column for each metric that was measured.
+/// Medians of one underlay: a row for each lane, a column for each metric that was measured. Below them the lanes of
+/// further binaries, divided by those of the first.
 pub fn table(samples: &Samples, underlay: Underlay, lanes: &[String]) -> String {
-    let name = underlay.name();
-    let measured = |metric: &Metric| lanes.iter().any(|lane| !samples.values(name, lane, *metric).is_empty());
+    let median = |lane: &str, metric| samples.median(underlay.name(), lane, metric);
+    let measured = |metric: &Metric| lanes.iter().any(|lane| median(lane, *metric).is_some());
     let metrics: Vec<Metric> = Metric::ALL.into_iter().filter(measured).collect();
-    let mut rows = vec![
-        [vec![String::new()], metrics.iter().map(|metric| metric.head().to_owned()).collect()].concat(),
-        [vec![String::new()], metrics.iter().map(|metric| metric.unit().to_owned()).collect()].concat(),
-    ];
-    for lane in lanes {
-        let cells = metrics.iter().map(|metric| samples.median(name, lane, *metric).map(number).unwrap_or_default());
-        rows.push([vec![lane.clone()], cells.collect()].concat());
+    let head = |cells: fn(Metric) -> &'static str| -> Vec<String> {
+        std::iter::once("").chain(metrics.iter().map(|metric| cells(*metric))).map(str::to_owned).collect()
+    };
+    let mut rows = vec![head(Metric::head), head(Metric::unit)];
+    rows.extend(lanes.iter().map(|lane| row(lane, &metrics, |metric| median(lane, metric))));
+    for (lane, first) in lanes.iter().filter_map(|lane| Some((lane, lane.split_once('.')?.0))) {
+        let ratio = |metric| Some(median(lane, metric)? / median(first, metric)?);
+        rows.push(row(&format!("{lane} / 1"), &metrics, ratio));
     }
     align(&rows)
+}
+
+fn row(name: &str, metrics: &[Metric], value: impl Fn(Metric) -> Option<f64>) -> Vec<String> {
+    let cells = metrics.iter().map(|metric| value(*metric).map(number).unwrap_or_default());
+    std::iter::once(name.to_owned()).chain(cells).collect()
 }
 
 /// The goals that can be judged, and how far the first binary comes.
@@ -116,8 +124,9 @@ pub fn idle_text(idle: &Idle) -> String {
 }
 
 /// The same for programs.
-pub fn idle_json(idle: &Idle) -> Value {
+pub fn idle_json(idle: &Idle, binary: &Formic) -> Value {
     json!({
+        "formic": binary.to_string(),
         "endpoints": ENDPOINTS, "peers": PEERS, "cpu_percent": idle.cpu_percent,
         "cpu_percent_median": median(&idle.cpu_percent), "cpu_percent_must_be_below": IDLE_PERCENT,
         "daemon_bytes": idle.daemon_bytes, "helper_bytes": idle.helper_bytes,
@@ -182,6 +191,16 @@ mod tests {
     }
 
     #[test]
+    fn further_binaries_are_divided_by_the_first() {
+        let mut samples = samples();
+        samples.add("gso", "formic.2", Metric::Tcp, 15.0);
+        let lanes = ["vxlan", "formic", "formic.2"].map(str::to_owned);
+        let text = table(&samples, Underlay::Gso, &lanes);
+        assert_eq!(text.lines().last(), Some("formic.2 / 1    2.00"), "{text}");
+        assert_eq!(text.lines().count(), 2 + 3 + 1, "{text}");
+    }
+
+    #[test]
     fn goals_that_can_be_judged() {
         let text = goals(&samples());
         let lines: Vec<&str> = text.lines().collect();
@@ -215,7 +234,7 @@ mod tests {
         let idle = Idle { cpu_percent: vec![0.1, 0.9, 0.3], daemon_bytes: 20_000_000, helper_bytes: 5_000_000 };
         let text = idle_text(&idle);
         assert!(text.contains("0.30 % of a core") && text.contains("25.0 MB"), "{text}");
-        assert_eq!(idle_json(&idle)["cpu_percent_median"], 0.3);
+        assert_eq!(idle_json(&idle, &"/x/formic".parse().unwrap())["cpu_percent_median"], 0.3);
     }
 
     #[test]

@@ -4,9 +4,9 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::time::Duration;
-use tools::bench::lanes::{Bed, Lane, Underlay};
+use tools::bench::lanes::{Bed, FORMIC, Lane, Underlay, numbered};
 use tools::bench::measure::{Kind, wait_for_lane};
-use tools::bench::options::Options;
+use tools::bench::options::{Formic, Options};
 use tools::bench::stats::Samples;
 use tools::bench::{chart, idle, micro, report};
 
@@ -27,19 +27,23 @@ fn run_micro(options: &Options) -> Result<()> {
 }
 
 fn run_idle(options: &Options) -> Result<()> {
+    let period = Duration::from_secs_f64(options.seconds).max(IDLE_PERIOD);
+    let mut found = Vec::new();
     for binary in &options.formic {
-        let period = Duration::from_secs_f64(options.seconds).max(IDLE_PERIOD);
         let idle = idle::run(binary, options.rounds, period)?;
-        println!("{}\n{}", binary.path.display(), report::idle_text(&idle));
-        write(options, "idle.json", &report::idle_json(&idle))?;
+        println!("{binary}\n{}", report::idle_text(&idle));
+        found.push(report::idle_json(&idle, binary));
     }
-    Ok(())
+    write(options, "idle.json", &found.into())
 }
 
 /// Long against a clock tick of 10 ms, a heartbeat and a round of gossip.
 const IDLE_PERIOD: Duration = Duration::from_secs(20);
 
 fn run_lanes(options: &Options) -> Result<()> {
+    for (number, binary) in (1..).zip(&options.formic) {
+        println!("{}: {binary}", numbered(FORMIC, number));
+    }
     let mut run = Run { options, samples: Samples::default(), lanes: Vec::new(), failures: Vec::new() };
     for underlay in options.underlays() {
         run.underlay(underlay)?;
@@ -104,7 +108,7 @@ impl Run<'_> {
     fn settings(&self) -> Value {
         let processors = std::thread::available_parallelism().map_or(0, usize::from);
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        let binaries: Vec<String> = self.options.formic.iter().map(|binary| format!("{binary:?}")).collect();
+        let binaries: Vec<String> = self.options.formic.iter().map(Formic::to_string).collect();
         json!({
             "rounds": self.options.rounds, "seconds": self.options.seconds, "formic": binaries,
             "processors": processors, "kernel": kernel.trim(),
