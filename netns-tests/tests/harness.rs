@@ -5,6 +5,7 @@ use netns_tests::capture::{self, Capture};
 use netns_tests::swarm::SETTLE;
 use netns_tests::wait::so;
 use netns_tests::{Packet, Topology, process, wait_until};
+use std::path::Path;
 
 #[test]
 fn hosts_reach_each_other_and_a_capture_sees_it() {
@@ -73,4 +74,13 @@ fn the_image_directory_runs_its_programs_alone() {
         command.arg(&root).args(words);
         process::run(command).ok();
     }
+}
+
+#[test]
+fn a_pair_is_two_hosts_on_one_cable() {
+    let net = Topology::pair();
+    assert_eq!(net.host(0).devices(), ["eth0", "lo"]);
+    net.host(0).run(&["ping", "-c", "1", "-W", "5", &net.host(1).address().to_string()]).ok();
+    net.host(1).use_binary(Path::new("/bin/echo"));
+    assert_eq!(net.host(1).formic(&["another", "binary"]).ok(), "another binary");
 }
