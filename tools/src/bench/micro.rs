@@ -4,8 +4,10 @@
 use super::stats::median;
 use anyhow::{Context, Error, Result, anyhow, ensure};
 use formic::esp::{EspDrop, HEADROOM, OutboundIndex, SaDatabase, SaIdentity, SaKeys, TAILROOM, WorkerShare};
+use formic::offload::{Candidate, Gso, GsoKind, OpenChecksum, Run, Split, VnetHeader};
 use formic::types::{BootId, ClusterId, Epoch, Fork, Key32, NetworkId, NodeId, PublicKey, Time, Transform};
 use formic::wire::esp::{NextHeader, datagram_len};
+use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
 /// Packets between two looks at the clock; as many as one batch of the data path has, and small enough for the cache.
@@ -19,7 +21,7 @@ const SIZES: [usize; 3] = [52, 512, 1438];
 pub struct Cost {
     /// Which function.
     pub function: &'static str,
-    /// How it protects the packet.
+    /// How it protects the packet, or what the packet is.
     pub transform: &'static str,
     /// Octets of the inner packet.
     pub inner_len: usize,
@@ -37,7 +39,77 @@ pub fn run(length: Duration) -> Result<Vec<Cost>> {
             costs.extend([cost("seal", seal), cost("open", open)]);
         }
     }
+    costs.extend(super_packets(length)?);
     Ok(costs)
+}
+
+/// Nanoseconds of cutting one packet out of a super-packet of TCP, and of looking at one and joining it to a run.
+fn super_packets(length: Duration) -> Result<[Cost; 2]> {
+    let (header, packet) = super_packet();
+    let mut packets = vec![vec![0; TCP_HEADERS.len() + SEGMENT]; SEGMENTS];
+    let mut run = Run::empty();
+    let (mut splits, mut joins) = (Vec::new(), Vec::new());
+    let start = Instant::now();
+    while start.elapsed() < length || splits.is_empty() {
+        splits.push(each(&mut packets, |all| split(&header, &packet, all))?);
+        joins.push(each(&mut packets, |all| join(&mut run, all))?);
+    }
+    let (_, joined) = run.header().context("nothing was joined")?;
+    ensure!(joined.as_slice() == &packet[..TCP_HEADERS.len()], "what was cut and joined is something else");
+    let cost = |function, nanos| Cost { function, transform: "TCP", inner_len: TCP_HEADERS.len() + SEGMENT, nanos };
+    Ok([cost("split", median(&splits).context("no batch")?), cost("coalesce", median(&joins).context("no batch")?)])
+}
+
+fn split(header: &VnetHeader, packet: &[u8], out: &mut [Vec<u8>]) -> Result<()> {
+    let split = Split::plan(header, packet).map_err(|_| anyhow!("it cannot be split"))?;
+    ensure!(split.count() == out.len(), "{} packets", split.count());
+    let mut parts = out.iter_mut().enumerate();
+    parts.try_for_each(|(index, out)| split.write(index, packet, out).context("a packet cannot be written"))
+}
+
+fn join(run: &mut Run<usize>, packets: &mut [Vec<u8>]) -> Result<()> {
+    run.clear();
+    for (index, packet) in packets.iter().enumerate() {
+        let shape = Candidate::parse(packet).context("no packet to join")?;
+        let joined =
+            if index == 0 { run.begin(packet, shape, index).is_some() } else { run.join(packet, shape, index) };
+        ensure!(joined, "packet {index} does not join");
+    }
+    Ok(())
+}
+
+/// Packets of the super-packet, and octets of payload in each: as long as the longest of [`SIZES`] with the headers.
+const SEGMENTS: usize = 45;
+const SEGMENT: usize = 1438 - TCP_HEADERS.len();
+
+/// IPv4 (lengths and checksum 0) and TCP with ACK and the time stamp option, as most packets have.
+const TCP_HEADERS: [u8; 52] = [
+    0x45, 0, 0, 0, 0, 7, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 2, 10, 0, 0, 3, // IPv4
+    0x30, 0x39, 0x14, 0x51, 0, 0, 1, 0, 0, 0, 2, 0, 0x80, 0x10, 1, 0, 0, 0, 0, 0, // TCP
+    1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2, // time stamp
+];
+
+/// A super-packet as the kernel gives it: the transport checksum is the sum of the pseudo-header.
+fn super_packet() -> (VnetHeader, Vec<u8>) {
+    let mut packet = TCP_HEADERS.to_vec();
+    packet.resize(TCP_HEADERS.len() + SEGMENTS * SEGMENT, 0x5a);
+    let total_len = packet.len() as u16;
+    packet[2..4].copy_from_slice(&total_len.to_be_bytes());
+    let header_checksum = !sum(&packet[..20]);
+    packet[10..12].copy_from_slice(&header_checksum.to_be_bytes());
+    let pseudo = sum(&[&packet[12..20], &[0, 6], &(total_len - 20).to_be_bytes()].concat());
+    packet[36..38].copy_from_slice(&pseudo.to_be_bytes());
+    let gso = Gso { kind: GsoKind::TcpV4, size: NonZeroU16::MIN.saturating_add(SEGMENT as u16 - 1), ecn: false };
+    let checksum = OpenChecksum { start: 20, offset: 16 };
+    (VnetHeader { checksum: Some(checksum), gso: Some(gso), header_len: TCP_HEADERS.len() as u16 }, packet)
+}
+
+/// The one's complement sum of 16-bit words (RFC 1071).
+fn sum(octets: &[u8]) -> u16 {
+    let words = octets.chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+    let sum: u32 = words.sum();
+    let folded = (sum >> 16) + (sum & 0xffff);
+    (folded + (folded >> 16)) as u16
 }
 
 /// The two ends of one SA.
@@ -64,8 +136,8 @@ impl Pair {
         let (mut seals, mut opens) = (Vec::new(), Vec::new());
         let start = Instant::now();
         while start.elapsed() < length || seals.is_empty() {
-            seals.push(each(&mut buffers, |buffer| self.seal(buffer, inner_len))?);
-            opens.push(each(&mut buffers, |buffer| self.open(buffer, inner_len))?);
+            seals.push(each(&mut buffers, |all| all.iter_mut().try_for_each(|buffer| self.seal(buffer, inner_len)))?);
+            opens.push(each(&mut buffers, |all| all.iter_mut().try_for_each(|buffer| self.open(buffer, inner_len)))?);
         }
         Ok([median(&seals).context("no batch")?, median(&opens).context("no batch")?])
     }
@@ -84,10 +156,10 @@ impl Pair {
     }
 }
 
-/// Does something with each buffer; nanoseconds for one.
-fn each(buffers: &mut [Vec<u8>], mut work: impl FnMut(&mut [u8]) -> Result<()>) -> Result<f64> {
+/// Does something with all buffers; nanoseconds for one.
+fn each(buffers: &mut [Vec<u8>], work: impl FnOnce(&mut [Vec<u8>]) -> Result<()>) -> Result<f64> {
     let start = Instant::now();
-    buffers.iter_mut().try_for_each(|buffer| work(buffer))?;
+    work(buffers)?;
     Ok(start.elapsed().as_nanos() as f64 / buffers.len() as f64)
 }
 
@@ -119,7 +191,7 @@ mod tests {
     #[test]
     fn each_function_and_size_is_measured() {
         let costs = run(Duration::ZERO).unwrap();
-        assert_eq!(costs.len(), 2 * 2 * SIZES.len());
+        assert_eq!(costs.len(), 2 * 2 * SIZES.len() + 2);
         assert!(costs.iter().all(|cost| cost.nanos > 0.0), "{costs:?}");
     }
 
