@@ -49,7 +49,7 @@ pub(crate) struct Core {
 impl Core {
     /// A node that was told nothing yet. `seed` is secret and never used twice.
     pub(crate) fn new(config: KeysConfig, now: Time, seed: [u8; 32]) -> Core {
-        let KeysConfig { cluster, fork, node, boot } = config;
+        let KeysConfig { cluster, fork, node, boot, .. } = config;
         let gossip = GossipConfig { cluster, fork, node, boot, timing: Timing::default() };
         Core {
             config,
@@ -297,7 +297,7 @@ impl Core {
             return;
         }
         if !self.keys.handle_record(&node, now) {
-            tracing::error!(node = %node.node, "a second, different public for one boot and epoch: refused");
+            tracing::error!(node = %node.node, "a second, different public for one boot and epoch, or number of queues for one boot: refused");
             return;
         }
         self.commands.push(DataCommand::SetPeerAddress { peer: node.node, address: node.addresses.data });

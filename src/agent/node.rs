@@ -10,7 +10,7 @@ use crate::helper::HelperClient;
 use crate::helper::verbs::{self, CommandSpec, ErrorKind, Event as HelperEvent, ExecId, ImageName, VerbError};
 use crate::manager::Manager;
 use crate::sys::clock::Clock;
-use crate::types::{NetworkId, Role, TaskState};
+use crate::types::{NetworkId, Queues, Role, TaskState};
 use arc_swap::ArcSwapOption;
 use smol::channel::{Receiver, Sender, bounded};
 use std::collections::BTreeMap;
@@ -34,7 +34,7 @@ pub struct NodeSettings {
     /// UDP port of ESP; `None` takes the swarm's.
     pub data_path_port: Option<u16>,
     /// Worker threads of the data plane.
-    pub workers: u8,
+    pub workers: Queues,
     /// What the data plane may use of what kernel and devices can do.
     pub offloads: Offloads,
     /// The daemon's clock.

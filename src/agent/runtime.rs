@@ -17,7 +17,7 @@ use crate::sys;
 use crate::sys::clock::Clock;
 use crate::sys::uevent::Uevents;
 use crate::tls::Identity;
-use crate::types::BootId;
+use crate::types::{BootId, Queues};
 use arc_swap::ArcSwap;
 use smol::channel::{Receiver, Sender, bounded};
 use std::net::{SocketAddr, UdpSocket};
@@ -44,7 +44,8 @@ pub(super) struct Environment {
     pub(super) helper: HelperClient,
     pub(super) hostname: String,
     pub(super) store: MembershipStore,
-    pub(super) workers: u8,
+    /// Worker threads of the data plane, each with a queue of its own.
+    pub(super) workers: Queues,
     pub(super) offloads: Offloads,
 }
 
@@ -85,11 +86,7 @@ impl Runtime {
             hostname: environment.hostname.clone(),
             clock,
             inner_mtu: inner_mtu(membership.addresses.data)?,
-            core: Core::new(
-                KeysConfig { cluster: membership.cluster, fork: membership.fork, node: membership.node, boot },
-                clock.now(),
-                sys::random::bytes(),
-            ),
+            core: Core::new(keys_config(environment, &membership, boot), clock.now(), sys::random::bytes()),
             gossip_socket,
             tasks: TaskTable::default(),
             dataplane,
@@ -126,6 +123,11 @@ impl Runtime {
     }
 }
 
+fn keys_config(environment: &Environment, membership: &Membership, boot: BootId) -> KeysConfig {
+    let Membership { cluster, fork, node, .. } = *membership;
+    KeysConfig { cluster, fork, node, boot, queues: environment.workers }
+}
+
 /// Starts the session; gives the engine's two ends of it.
 fn start_session(
     environment: &Environment,
@@ -144,6 +146,7 @@ fn start_session(
         identity: identity.clone(),
         boot,
         hostname: environment.hostname.clone(),
+        queues: environment.workers,
         managers: managers.clone(),
         heartbeat_secs: heartbeat_secs.clone(),
         reset: reset_receiver,

@@ -5,7 +5,7 @@
 use super::membership::Membership;
 use crate::tls;
 use crate::tls::Session;
-use crate::types::BootId;
+use crate::types::{BootId, Queues};
 use crate::wire::control::{FromAgent, SessionRequest, ToAgent};
 use arc_swap::ArcSwap;
 use smol::channel::{Receiver, Sender};
@@ -48,6 +48,7 @@ pub(super) struct SessionConfig {
     pub(super) identity: Arc<ArcSwap<tls::Identity>>,
     pub(super) boot: BootId,
     pub(super) hostname: String,
+    pub(super) queues: Queues,
     pub(super) managers: Arc<std::sync::Mutex<Vec<SocketAddr>>>,
     /// Seconds between heartbeats, as the managers last said.
     pub(super) heartbeat_secs: Arc<std::sync::atomic::AtomicU32>,
@@ -89,6 +90,7 @@ async fn one_session(
         software: env!("CARGO_PKG_VERSION").into(),
         addresses: config.membership.addresses,
         machine: super::machine::machine(),
+        queues: config.queues,
     };
     let Session { boot_index, mut reader, mut writer, .. } =
         match tls::open_session(manager, &config.identity.load_full(), request).await {
@@ -207,6 +209,7 @@ mod tests {
                 identity: identity.clone(),
                 boot: BootId([7; 8]),
                 hostname: "first".into(),
+                queues: Queues::ONE,
                 managers: Arc::new(std::sync::Mutex::new(vec![control])),
                 heartbeat_secs: Arc::new(AtomicU32::new(60)),
                 reset,
@@ -222,6 +225,7 @@ mod tests {
                     software: "0.1.0".into(),
                     addresses,
                     machine: super::super::machine::machine(),
+                    queues: Queues::ONE,
                 };
                 let refused = tls::open_session(control, &identity.load_full(), request).await.err().unwrap();
                 assert!(refused.to_string().contains("was the host cloned"), "{refused}");

@@ -50,8 +50,9 @@ impl State {
                     at,
                 )
             }
-            Command::OpenSession { node, boot, hostname, software, addresses, machine } => {
-                self.open_session(Session { node: *node, boot: *boot, hostname, software, addresses, machine }, at)
+            Command::OpenSession { node, boot, hostname, software, addresses, machine, queues } => {
+                let (node, boot, queues) = (*node, *boot, *queues);
+                self.open_session(Session { node, boot, hostname, software, addresses, machine, queues }, at)
             }
             Command::SetNodeState { node, state, message } => self.set_node_state(*node, *state, message, at),
             Command::UpdateNode { node, version, availability, labels } => {

@@ -3,7 +3,7 @@
 use super::state::{CertificateAuthority, NodeState};
 use crate::types::{
     Availability, BootId, ClusterId, ClusterSpec, Epoch, Fork, Key32, Machine, NetworkId, NetworkSpec, NodeAddresses,
-    NodeId, PublicKey, Role, ServiceId, ServiceSpec, TaskId, TaskStatus, UnixTime, carried_key,
+    NodeId, PublicKey, Queues, Role, ServiceId, ServiceSpec, TaskId, TaskStatus, UnixTime, carried_key,
 };
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -98,6 +98,8 @@ pub enum Command {
         addresses: NodeAddresses,
         /// What its host is.
         machine: Machine,
+        /// The queues it sends with, fixed for the boot.
+        queues: Queues,
     },
     /// The dispatcher's view of a node changed.
     SetNodeState {

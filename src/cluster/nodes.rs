@@ -3,7 +3,7 @@
 use super::apply::{Outcome, done};
 use super::limits::{FORMER_BOOTS, GONE_NODES, NODES, check_hostname, check_labels, check_room, for_people, not_found};
 use super::{Effect, GoneNode, Node, NodeState, Refusal, Reply, State};
-use crate::types::{Availability, BootId, Generation, Key32, Machine, NodeAddresses, NodeId, Role, UnixTime};
+use crate::types::{Availability, BootId, Generation, Key32, Machine, NodeAddresses, NodeId, Queues, Role, UnixTime};
 use std::collections::BTreeMap;
 
 /// Seconds of clock skew allowed between hosts: a certificate counts that much longer than it says.
@@ -29,6 +29,7 @@ pub(super) struct Session<'a> {
     pub(super) software: &'a str,
     pub(super) addresses: &'a NodeAddresses,
     pub(super) machine: &'a Machine,
+    pub(super) queues: Queues,
 }
 
 impl State {
@@ -55,6 +56,7 @@ impl State {
             boot: None,
             boot_index: 0,
             former_boots: Vec::new(),
+            queues: Queues::ONE,
             publics: BTreeMap::new(),
             record_index: self.index,
             created_at: at,
@@ -69,7 +71,7 @@ impl State {
 
     /// The same boot may open again (its session broke); another one is newer, and the boots before it are over.
     pub(super) fn open_session(&mut self, session: Session<'_>, at: UnixTime) -> Outcome {
-        let Session { node: id, boot, hostname, software, addresses, machine } = session;
+        let Session { node: id, boot, hostname, software, addresses, machine, queues } = session;
         check_hostname("hostname", hostname)?;
         check_hostname("version", software)?;
         // A node that does not know what its host is may say so.
@@ -87,6 +89,10 @@ impl State {
         let restarted = node.boot != Some(boot);
         if restarted {
             begin_boot(node, boot, index);
+            node.queues = queues;
+        } else if node.queues != queues {
+            let text = format!("boot {boot} of node {id} sends with {} queues, not {queues}", node.queues);
+            return Err(Refusal::Invalid(text));
         }
         if restarted || node.addresses != *addresses {
             node.record_index = index;

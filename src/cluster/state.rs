@@ -2,8 +2,8 @@
 
 use crate::types::{
     Attachment, Availability, BootId, ClusterId, ClusterSpec, ContainerSpec, EndpointKey, Epoch, EpochPhase, Fork,
-    Generation, Key32, Machine, NetworkId, NetworkSpec, NodeAddresses, NodeId, PublicKey, Resources, Role, ServiceId,
-    ServiceSpec, TaskId, TaskState, TaskStatus, UnixTime, carried_key,
+    Generation, Key32, Machine, NetworkId, NetworkSpec, NodeAddresses, NodeId, PublicKey, Queues, Resources, Role,
+    ServiceId, ServiceSpec, TaskId, TaskState, TaskStatus, UnixTime, carried_key,
 };
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -151,6 +151,8 @@ pub struct Node {
     pub boot_index: u64,
     /// Its boots before that, oldest first, at most [`super::limits::FORMER_BOOTS`]: none of them may come back.
     pub former_boots: Vec<BootId>,
+    /// The queues that boot sends with.
+    pub queues: Queues,
     /// The X25519 publics of that boot, by epoch.
     pub publics: BTreeMap<Epoch, PublicKey>,
     /// Log index of the last change of what its node record says.

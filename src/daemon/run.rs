@@ -10,6 +10,7 @@ use crate::agent::{Node, NodeSettings};
 use crate::api::server;
 use crate::helper::{self, HelperOptions};
 use crate::sys::{clock::Clock, privileges};
+use crate::types::Queues;
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -18,7 +19,7 @@ use smol::future::FutureExt as _;
 use tracing_subscriber::filter::LevelFilter;
 
 /// Worker threads of the data plane.
-const WORKERS: u8 = 1;
+const WORKERS: Queues = Queues::ONE;
 
 /// Runs the daemon to its end. Errors are one line that says what to do.
 pub fn run(options: Options) -> Result<()> {

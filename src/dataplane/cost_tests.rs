@@ -6,7 +6,8 @@ use formic::esp::{Direction, SaIdentity, SaKeys};
 use formic::offload::{Gso, GsoKind, OpenChecksum, VnetHeader};
 use formic::sys::clock::Clock;
 use formic::types::{
-    BootId, ClusterId, EndpointKey, Epoch, Fork, Generation, Key32, NetworkId, NodeId, PublicKey, TaskId, Transform,
+    BootId, ClusterId, EndpointKey, Epoch, Fork, Generation, Key32, NetworkId, NodeId, PublicKey, Queues, TaskId,
+    Transform,
 };
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -40,7 +41,7 @@ struct Node {
 fn start(number: u8) -> Node {
     let boot = BootId([number; 8]);
     let bind = SocketAddr::from(([127, 0, 0, number], 0));
-    let config = DataplaneConfig { bind, boot, clock: Clock::start(), workers: 1, offloads: Offloads::ALL };
+    let config = DataplaneConfig { bind, boot, clock: Clock::start(), workers: Queues::ONE, offloads: Offloads::ALL };
     Node { data: Dataplane::start(config).unwrap(), id: NodeId::from_random([number; 17]), boot }
 }
 

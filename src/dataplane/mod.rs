@@ -82,7 +82,7 @@ pub use stats::{CallStats, EndpointStats, LinkStats, SaStats, Stats, Traffic};
 use crate::esp::{CipherBroken, WorkerShare};
 use crate::sys::clock::Clock;
 use crate::sys::poll::{PollSet, Waker};
-use crate::types::BootId;
+use crate::types::{BootId, Queues};
 use smol::channel::{Receiver, Sender};
 use std::io;
 use std::net::SocketAddr;
@@ -110,7 +110,7 @@ pub struct DataplaneConfig {
     /// Where `now` comes from.
     pub clock: Clock,
     /// Worker threads; only 1 is built.
-    pub workers: u8,
+    pub workers: Queues,
     /// What may be used of what kernel and devices can do.
     pub offloads: Offloads,
 }
@@ -137,7 +137,7 @@ pub enum DataplaneError {
     },
     /// A number of workers that is not built.
     #[error("{0} data plane workers were asked for: only 1 is built")]
-    Workers(u8),
+    Workers(Queues),
     /// No library protects packets as it should.
     #[error(transparent)]
     Cipher(#[from] CipherBroken),
@@ -175,7 +175,7 @@ impl Dataplane {
 
     /// Starts the workers on a socket that was bound before, while the process still had privileges.
     pub fn start_on(socket: DataSocket, config: DataplaneConfig) -> Result<Dataplane, DataplaneError> {
-        if config.workers != 1 {
+        if config.workers != Queues::ONE {
             return Err(DataplaneError::Workers(config.workers));
         }
         let address = socket.address();

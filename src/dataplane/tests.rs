@@ -11,7 +11,7 @@ use super::{
 };
 use crate::esp::{Direction, InstallError};
 use crate::overlay::DropReason;
-use crate::types::{BootId, Epoch, Transform};
+use crate::types::{BootId, Epoch, Queues, Transform};
 use crate::wire::esp::ControlMessage;
 use harness::{Container, NETWORK, Node, Pair, endpoint_key, identity, network, packet, seqpacket_pair};
 use rand::rngs::StdRng;
@@ -557,8 +557,13 @@ fn a_device_that_is_not_read_loses_its_own_packets_only() {
 fn a_port_in_use_is_refused_with_advice() {
     let node = Node::start(2);
     let bind = node.data.address();
-    let config =
-        DataplaneConfig { bind, boot: BootId([9; 8]), clock: Clock::start(), workers: 1, offloads: Offloads::ALL };
+    let config = DataplaneConfig {
+        bind,
+        boot: BootId([9; 8]),
+        clock: Clock::start(),
+        workers: Queues::ONE,
+        offloads: Offloads::ALL,
+    };
     let error = Dataplane::start(config).err().unwrap();
     assert!(matches!(error, DataplaneError::AddressInUse(address) if address == bind));
     let text = error.to_string();
@@ -573,8 +578,9 @@ fn a_port_in_use_is_refused_with_advice() {
 
     let foreign = DataSocket::bind("192.0.2.1:0".parse().unwrap()).unwrap_err();
     assert!(matches!(foreign, DataplaneError::AddressNotAvailable(_)), "{foreign}");
-    let workers = Dataplane::start(DataplaneConfig { bind: ([127, 0, 0, 1], 0).into(), workers: 2, ..config });
-    assert!(matches!(workers.err(), Some(DataplaneError::Workers(2))));
+    let two = Queues::try_from(2).unwrap();
+    let workers = Dataplane::start(DataplaneConfig { bind: ([127, 0, 0, 1], 0).into(), workers: two, ..config });
+    assert!(matches!(workers.err(), Some(DataplaneError::Workers(refused)) if refused == two));
 }
 
 #[test]

@@ -7,9 +7,9 @@
 //! - All tables are bounded; what does not fit is an error. Of a full table only a new boot cures
 //!   ([`InstallError::needs_new_boot`]).
 
-use super::schedule::{MAX_QUEUES, SaIdentity, SaKeys, spi};
+use super::schedule::{SaIdentity, SaKeys, spi};
 use super::{CipherLibrary, EspDrop, InboundSa, Opened, OutboundSa, SaTraffic, Sealed};
-use crate::types::{BootId, Epoch, Spi, Time};
+use crate::types::{BootId, Epoch, Queues, Spi, Time};
 use crate::wire::esp::{Datagram, MAX_DATAGRAM_LEN, NextHeader, classify};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -193,7 +193,7 @@ impl SaDatabase {
         if near != self.boot {
             return Err(InstallError::WrongBoot);
         }
-        if !ours || identity.queue >= MAX_QUEUES {
+        if !ours || identity.queue >= Queues::MAX {
             return Err(InstallError::WrongWorker);
         }
         if self.erased.contains(identity.epoch) {

@@ -9,7 +9,7 @@
 //! Every label names its version; the golden vectors in `testdata/esp` hold the outputs still.
 
 use crate::crypto::{self, SharedSecret};
-use crate::types::{BootId, ClusterId, Epoch, Fork, Key32, NetworkId, NodeId, PublicKey, Spi, Transform};
+use crate::types::{BootId, ClusterId, Epoch, Fork, Key32, NetworkId, NodeId, PublicKey, Queues, Spi, Transform};
 use zeroize::Zeroizing;
 
 /// Octets of an SA's AES key and salt.
@@ -18,8 +18,7 @@ const KEY_LEN: usize = 32;
 pub(super) const SALT_LEN: usize = 4;
 /// Bits of the queue number in an SPI.
 const QUEUE_BITS: u32 = 4;
-/// The queues that an SPI can tell apart.
-pub(super) const MAX_QUEUES: u8 = 1 << QUEUE_BITS;
+const _: () = assert!(Queues::MAX == 1 << QUEUE_BITS);
 
 /// All that an SA's keys depend on beside the secrets. Two SAs with one identity have one key: an identity is
 /// created once per process and never starts again.

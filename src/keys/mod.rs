@@ -2,10 +2,11 @@
 //! nodes sends with. The rules are those of the design's "Rotation":
 //!
 //! 1. The managers hand over the whole ring ([`NodeKeys::handle_ring`]); a new epoch draws an X25519 pair, once.
-//! 2. For every peer on every network, and every epoch that both hold, an SA each way is installed at once: a node
-//!    can receive long before anyone sends.
+//! 2. For every peer on every network, and every epoch that both hold, SAs each way are installed at once: a node
+//!    can receive long before anyone sends. There is one for each queue of the sender (RFC 9611), which its record
+//!    tells; their number is fixed for a boot.
 //! 3. On activation (told by the managers or by a signed ring record) each peer gets a dummy packet under the new
-//!    epoch. A pair is *confirmed* once a packet of that peer under it has been authenticated.
+//!    epoch. A pair is *confirmed* once a packet of that peer under it has been authenticated, by whichever queue.
 //! 4. A sender uses the active epoch for confirmed pairs, and the one before for the others while it has one.
 //! 5. An epoch that left the ring is erased, secret first; it can never be made again in this boot.
 //!
@@ -20,7 +21,9 @@ mod tests;
 
 use crate::crypto::X25519Secret;
 use crate::esp::{SaIdentity, SaKeys};
-use crate::types::{BootId, ClusterId, Epoch, EpochPhase, Fork, Key32, NetworkId, NodeId, PublicKey, Time, Transform};
+use crate::types::{
+    BootId, ClusterId, Epoch, EpochPhase, Fork, Key32, NetworkId, NodeId, PublicKey, Queues, Time, Transform,
+};
 use crate::wire::control::{EpochView, NetworkView, RingView};
 use crate::wire::esp::ControlMessage;
 use crate::wire::record::NodeRecord;
@@ -45,6 +48,8 @@ pub struct KeysConfig {
     pub node: NodeId,
     /// This start of its daemon.
     pub boot: BootId,
+    /// The queues it sends with.
+    pub queues: Queues,
 }
 
 /// What the owner of the machine has to do, in order.
@@ -67,7 +72,7 @@ pub enum KeyEvent {
     Install(Box<SaKeys>),
     /// Accept and send nothing with this SA until it is installed again.
     Suspend(SaIdentity),
-    /// Traffic of the network to the peer goes by this SA.
+    /// Traffic of its queue to the peer on the network goes by this SA.
     Send(SaIdentity),
     /// Nothing goes to the peer on this network.
     StopSending {
@@ -116,6 +121,7 @@ struct Membership {
 struct Peer {
     boot: BootId,
     boot_index: u64,
+    queues: Queues,
     publics: BTreeMap<Epoch, PublicKey>,
 }
 
@@ -188,7 +194,8 @@ impl NodeKeys {
     }
 
     /// Takes over a verified node record. The newest boot wins, an older one is never installed again; a second,
-    /// different public for one (boot, epoch) is refused and `false` returned.
+    /// different public for one (boot, epoch), or another number of queues for one boot, is refused and `false`
+    /// returned.
     pub fn handle_record(&mut self, record: &NodeRecord, now: Time) -> bool {
         if record.node == self.config.node || self.gone.contains(&record.node) {
             return true;
@@ -197,7 +204,8 @@ impl NodeKeys {
         match self.peers.get_mut(&record.node) {
             Some(peer) if peer.boot_index > record.boot_index => return true,
             Some(peer) if peer.boot == record.boot => {
-                if publics.iter().any(|(epoch, public)| peer.publics.get(epoch).is_some_and(|known| known != public)) {
+                let other = |(epoch, public)| peer.publics.get(epoch).is_some_and(|known| known != public);
+                if peer.queues != record.queues || publics.iter().any(other) {
                     return false;
                 }
                 peer.publics.extend(publics);
@@ -205,7 +213,8 @@ impl NodeKeys {
                 peer.publics.retain(|epoch, _| held.contains_key(epoch) || record.public(*epoch).is_some());
             }
             _ => {
-                let peer = Peer { boot: record.boot, boot_index: record.boot_index, publics };
+                let NodeRecord { boot, boot_index, queues, .. } = *record;
+                let peer = Peer { boot, boot_index, queues, publics };
                 self.peers.insert(record.node, peer);
             }
         }
@@ -286,7 +295,7 @@ impl NodeKeys {
         self.held.get(&epoch)?.networks.get(&network)
     }
 
-    /// The SA that carries a network's traffic to a peer.
+    /// The SA that carries the traffic of this node's first queue to a peer on a network.
     pub fn sending(&self, network: NetworkId, peer: NodeId) -> Option<SaIdentity> {
         let pair = self.pairs.get(&(network, peer))?;
         pair.outbound(pair.sending?)
@@ -368,9 +377,10 @@ impl NodeKeys {
     fn reconcile_pair(&mut self, network: NetworkId, peer: NodeId, now: Time) {
         let Some(known) = self.peers.get(&peer) else { return };
         let Some(membership) = self.networks.get(&network) else { return };
-        let pair = self.pairs.entry((network, peer)).or_insert_with(|| Pair::new(known.boot));
+        let new = || Pair::new(known.boot, self.config.queues, known.queues);
+        let pair = self.pairs.entry((network, peer)).or_insert_with(new);
         if pair.boot != known.boot {
-            let old = std::mem::replace(pair, Pair::new(known.boot));
+            let old = std::mem::replace(pair, new());
             self.events.push_back(KeyEvent::StopSending { network, peer });
             self.events.extend(old.identities().map(KeyEvent::Suspend));
         }
@@ -392,14 +402,14 @@ impl NodeKeys {
                 known.boot,
                 (epoch, held.secret.public(), *public),
             );
-            for identity in [inbound, outbound] {
+            pair.insert(epoch, outbound, inbound);
+            for identity in pair.inbounds(epoch).chain(pair.outbounds(epoch)) {
                 self.events.push_back(KeyEvent::Install(Box::new(SaKeys::derive(key, &shared, &identity))));
             }
-            pair.insert(epoch, outbound, inbound);
         }
         let Some(active) = self.active else { return };
-        if let Some(outbound) = pair.choose(active) {
-            self.events.push_back(KeyEvent::Send(outbound));
+        if let Some(epoch) = pair.choose(active) {
+            self.events.extend(pair.outbounds(epoch).map(KeyEvent::Send));
         }
         if let Some(outbound) = pair.probe(active, now, &PROBE_INTERVALS) {
             let message = ControlMessage::Probe { answer_wanted: true };
@@ -448,7 +458,7 @@ impl NodeKeys {
     }
 }
 
-/// The identities of a pair's two SAs in one epoch: outbound, inbound.
+/// The identities of a pair's SAs of queue 0 in one epoch: outbound, inbound.
 fn identities(
     config: &KeysConfig,
     network: NetworkId,

@@ -1,11 +1,11 @@
 //! What one (network, peer) sends and receives with.
 
 use crate::esp::SaIdentity;
-use crate::types::{BootId, Epoch, Time};
+use crate::types::{BootId, Epoch, Queues, Time};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// The two SAs of an epoch.
+/// The SAs of an epoch: those of queue 0, which stand for the others.
 struct Sas {
     outbound: SaIdentity,
     inbound: SaIdentity,
@@ -14,6 +14,8 @@ struct Sas {
 /// One peer on one network, in one boot of the peer.
 pub(super) struct Pair {
     pub(super) boot: BootId,
+    own_queues: Queues,
+    peer_queues: Queues,
     /// The epoch traffic goes by.
     pub(super) sending: Option<Epoch>,
     /// When to probe again; `None` before the first time.
@@ -28,9 +30,11 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    pub(super) fn new(boot: BootId) -> Pair {
+    pub(super) fn new(boot: BootId, own_queues: Queues, peer_queues: Queues) -> Pair {
         Pair {
             boot,
+            own_queues,
+            peer_queues,
             sending: None,
             probe_at: None,
             sas: BTreeMap::new(),
@@ -57,12 +61,24 @@ impl Pair {
         self.refused.contains(&epoch)
     }
 
+    /// The SA that control messages go by: queue 0's.
     pub(super) fn outbound(&self, epoch: Epoch) -> Option<SaIdentity> {
         self.sas.get(&epoch).map(|sas| sas.outbound)
     }
 
-    pub(super) fn identities(self) -> impl Iterator<Item = SaIdentity> {
-        self.sas.into_values().flat_map(|sas| [sas.outbound, sas.inbound])
+    /// The SAs of an epoch that this node sends with, one for each of its queues.
+    pub(super) fn outbounds(&self, epoch: Epoch) -> impl Iterator<Item = SaIdentity> {
+        of_queues(self.outbound(epoch), self.own_queues)
+    }
+
+    /// The SAs of an epoch that the peer sends with, one for each of its queues.
+    pub(super) fn inbounds(&self, epoch: Epoch) -> impl Iterator<Item = SaIdentity> {
+        of_queues(self.sas.get(&epoch).map(|sas| sas.inbound), self.peer_queues)
+    }
+
+    /// All SAs.
+    pub(super) fn identities(&self) -> impl Iterator<Item = SaIdentity> {
+        self.sas.keys().flat_map(|&epoch| self.inbounds(epoch).chain(self.outbounds(epoch)))
     }
 
     pub(super) fn forget(&mut self, epoch: Epoch) {
@@ -72,14 +88,15 @@ impl Pair {
         self.sending = self.sending.filter(|sending| *sending != epoch);
     }
 
-    /// Notes that the peer was heard by this SA; whether that is news.
+    /// Notes that the peer was heard by this SA; whether that is news. The SA of any queue will do: who has one holds
+    /// the epoch, and has the SAs of all queues.
     pub(super) fn confirm(&mut self, inbound: &SaIdentity) -> bool {
-        let ours = self.sas.get(&inbound.epoch).is_some_and(|sas| sas.inbound == *inbound);
+        let ours = self.inbounds(inbound.epoch).any(|known| known == *inbound);
         ours && self.confirmed.insert(inbound.epoch)
     }
 
-    /// Chooses the epoch to send with; the SA if the choice changed.
-    pub(super) fn choose(&mut self, active: Epoch) -> Option<SaIdentity> {
+    /// Chooses the epoch to send with; it, if the choice changed.
+    pub(super) fn choose(&mut self, active: Epoch) -> Option<Epoch> {
         let before = self.sas.range(..active).next_back().map(|(&epoch, _)| epoch);
         let with_active = self.sas.contains_key(&active).then_some(active);
         let choice = if self.confirmed.contains(&active) { with_active } else { before.or(with_active) }?;
@@ -87,7 +104,7 @@ impl Pair {
             return None;
         }
         self.sending = Some(choice);
-        self.outbound(choice)
+        Some(choice)
     }
 
     /// The dummy packet that is due: on activation, then again until the pair is confirmed, and once in a while after
@@ -107,6 +124,11 @@ impl Pair {
         self.probe_at = Some(now + if confirmed { intervals.confirmed } else { intervals.unconfirmed });
         Some(outbound)
     }
+}
+
+/// The SAs like this one of each queue.
+fn of_queues(identity: Option<SaIdentity>, queues: Queues) -> impl Iterator<Item = SaIdentity> {
+    identity.into_iter().flat_map(move |identity| queues.numbers().map(move |queue| SaIdentity { queue, ..identity }))
 }
 
 /// When a pair is probed again.

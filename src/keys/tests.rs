@@ -11,9 +11,10 @@ struct Host {
     keys: NodeKeys,
     node: NodeId,
     boot: BootId,
+    queues: Queues,
     publics: BTreeMap<Epoch, PublicKey>,
     installed: BTreeSet<SaIdentity>,
-    sending: BTreeMap<NodeId, SaIdentity>,
+    sending: BTreeMap<(NodeId, u8), SaIdentity>,
     ready: BTreeSet<Epoch>,
     sends: BTreeSet<Epoch>,
     erased: BTreeSet<Epoch>,
@@ -27,12 +28,18 @@ fn node(number: u8) -> NodeId {
 
 impl Host {
     fn new(number: u8, boot: u8) -> Host {
-        let boot = BootId([boot; 8]);
-        let config = KeysConfig { cluster: ClusterId::from_random([9; 17]), fork: Fork(1), node: node(number), boot };
+        Host::with_queues(number, boot, 1)
+    }
+
+    fn with_queues(number: u8, boot: u8, queues: u8) -> Host {
+        let (boot, queues) = (BootId([boot; 8]), Queues::try_from(queues).unwrap());
+        let (cluster, fork) = (ClusterId::from_random([9; 17]), Fork(1));
+        let config = KeysConfig { cluster, fork, node: node(number), boot, queues };
         Host {
             keys: NodeKeys::new(config),
             node: node(number),
             boot,
+            queues,
             publics: BTreeMap::new(),
             installed: BTreeSet::new(),
             sending: BTreeMap::new(),
@@ -81,6 +88,7 @@ impl Host {
             boot_index,
             version: "0".into(),
             addresses: NodeAddresses { control: address, gossip: address, data: address, behind_nat: false },
+            queues: self.queues,
             publics: self.publics.iter().map(|(&epoch, &public)| (epoch, public)).collect(),
         }
     }
@@ -96,10 +104,10 @@ impl Host {
                 }
                 KeyEvent::Send(outbound) => {
                     assert!(self.installed.contains(&outbound), "sends with an SA that is not installed");
-                    self.sending.insert(outbound.dst, outbound);
+                    self.sending.insert((outbound.dst, outbound.queue), outbound);
                 }
                 KeyEvent::StopSending { peer, .. } => {
-                    self.sending.remove(&peer);
+                    self.sending.retain(|(dst, _), _| *dst != peer);
                 }
                 KeyEvent::Control { outbound, message } => self.dummies.push((outbound, message)),
                 KeyEvent::ReportPublic { epoch, public } => {
@@ -122,8 +130,15 @@ impl Host {
         }
     }
 
+    /// The epoch of all queues: they change together.
     fn sends_with(&self, peer: NodeId) -> Option<u32> {
-        self.sending.get(&peer).map(|identity| identity.epoch.0)
+        let epochs: Vec<Option<u32>> = self
+            .queues
+            .numbers()
+            .map(|queue| self.sending.get(&(peer, queue)).map(|identity| identity.epoch.0))
+            .collect();
+        assert!(epochs.iter().all(|epoch| *epoch == epochs[0]), "{epochs:?}");
+        epochs[0]
     }
 }
 
@@ -148,7 +163,11 @@ const SECOND: [(u32, EpochPhase); 3] = [(1, EpochPhase::Previous), (2, EpochPhas
 
 /// Two nodes on one network, keyed and confirmed under epoch 1.
 fn pair() -> (Host, Host, Time) {
-    let (mut a, mut b, now) = (Host::new(1, 1), Host::new(2, 1), Time(0));
+    pair_of(Host::new(1, 1), Host::new(2, 1))
+}
+
+fn pair_of(mut a: Host, mut b: Host) -> (Host, Host, Time) {
+    let now = Time(0);
     let both = [a.node, b.node];
     for host in [&mut a, &mut b] {
         host.network(&[(both[0], true), (both[1], true)], now);
@@ -306,4 +325,61 @@ fn a_peer_that_missed_the_active_epoch_leaves_no_timer_that_never_ends() {
     let later = now + PROBE_INTERVALS.confirmed * 2;
     a.keys.handle_timeout(later);
     assert!(a.keys.poll_timeout().is_none_or(|at| at > later), "due again at once: the node would spin");
+}
+
+#[test]
+fn each_queue_has_its_own_sas_and_all_switch_together() {
+    for (queues_of_a, queues_of_b) in [(2, 4), (4, 1), (16, 16)] {
+        let (mut a, mut b, now) = pair_of(Host::with_queues(1, 1, queues_of_a), Host::with_queues(2, 1, queues_of_b));
+        assert_eq!(a.installed, b.installed);
+        let count = |src, epoch| a.installed.iter().filter(|sa| sa.src == src && sa.epoch == Epoch(epoch)).count();
+        for epoch in [1, 2] {
+            let counts = (count(a.node, epoch), count(b.node, epoch));
+            assert_eq!(counts, (usize::from(queues_of_a), usize::from(queues_of_b)));
+        }
+        let keys: BTreeSet<SaIdentity> = a.sending.values().map(|sa| SaIdentity { queue: 0, ..*sa }).collect();
+        assert_eq!((a.sending.len(), keys.len()), (usize::from(queues_of_a), 1), "they differ by nothing else");
+        let both = [a.node, b.node];
+        for host in [&mut a, &mut b] {
+            host.ring(&SECOND, &both, now);
+        }
+        carry(&mut a, &mut b, now, |_| false);
+        assert_eq!((a.sends_with(b.node), b.sends_with(a.node)), (Some(2), Some(2)));
+        assert!(a.sends.contains(&Epoch(2)) && b.sends.contains(&Epoch(2)));
+        a.network(&[(a.node, true)], now);
+        assert_eq!((a.sends_with(b.node), a.installed.len()), (None, 0), "none of the SAs is left in use");
+    }
+}
+
+#[test]
+fn a_packet_of_any_queue_confirms_and_of_a_strange_one_does_not() {
+    for (queue, confirms) in [(0, true), (3, true), (4, false), (15, false)] {
+        let (mut a, b, now) = pair_of(Host::with_queues(1, 1, 2), Host::with_queues(2, 1, 4));
+        let both = [a.node, b.node];
+        a.ring(&SECOND, &both, now);
+        let of_b = |sa: &&SaIdentity| sa.src == b.node && sa.epoch == Epoch(2) && sa.queue == 0;
+        let first = *a.installed.iter().find(of_b).unwrap();
+        a.keys.handle_authenticated(&SaIdentity { queue, ..first }, now);
+        a.drain();
+        assert_eq!(a.sends_with(b.node), Some(if confirms { 2 } else { 1 }), "queue {queue}");
+    }
+}
+
+#[test]
+fn another_number_of_queues_is_another_boot() {
+    let (mut a, mut b, now) = pair_of(Host::with_queues(1, 1, 2), Host::with_queues(2, 1, 2));
+    let before = a.installed.clone();
+    b.queues = Queues::try_from(3).unwrap();
+    assert!(!a.keys.handle_record(&b.record(11), now), "refused in one boot");
+    a.drain();
+    assert_eq!(a.installed, before);
+    let mut b = Host::with_queues(2, 2, 3);
+    let both = [a.node, b.node];
+    b.network(&[(a.node, true), (b.node, true)], now);
+    b.ring(&FIRST, &both, now);
+    assert!(a.keys.handle_record(&b.record(20), now) && b.keys.handle_record(&a.record(10), now));
+    a.drain();
+    b.drain();
+    assert_eq!(a.installed, b.installed);
+    assert_eq!(a.installed.len(), 2 * (2 + 3), "none of the former boot");
 }

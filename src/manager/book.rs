@@ -220,6 +220,7 @@ fn collect_nodes(state: &State, wanted: &mut BTreeMap<RecordKey, (Generation, Wa
             boot_index: node.boot_index,
             version: truncated(&node.software, VERSION_MAX),
             addresses: node.addresses,
+            queues: node.queues,
             publics: publics.map(|(epoch, public)| (*epoch, *public)).collect(),
         };
         let generation = Generation { fork: state.cluster.fork, index: node.record_index };

@@ -215,6 +215,7 @@ pub(super) async fn serve(inner: Arc<Inner>, connection: Connection, request: Se
         software: request.software,
         addresses: request.addresses,
         machine: request.machine,
+        queues: request.queues,
     };
     let boot_index = match inner.propose(open).await {
         Ok(Reply::BootIndex(index)) => index,

@@ -7,7 +7,7 @@ use crate::crypto::{SigningKey, X25519Secret};
 use crate::gossip::{EpochKeys, Gossip, GossipConfig, GossipEvent, MemberState, Timing};
 use crate::types::{
     BootId, ClusterId, EndpointKey, Epoch, Fork, Generation, Key32, NetworkId, NodeAddresses, NodeId, PublicKey,
-    TaskId, Time,
+    Queues, TaskId, Time,
 };
 use crate::wire::gossip::{DATAGRAM_MAX, Form, Header};
 use crate::wire::record::{
@@ -227,6 +227,7 @@ impl GossipSwarm {
                 data: host.address,
                 behind_nat: false,
             },
+            queues: Queues::ONE,
             publics: publics.into_iter().skip(newest).collect(),
         })
     }

@@ -6,6 +6,7 @@
 mod id;
 mod key;
 mod placement;
+mod queues;
 mod spec;
 mod time;
 
@@ -15,6 +16,7 @@ pub use id::{
 };
 pub use key::{Key32, PublicKey, VerifyingKeyId, carried_key};
 pub use placement::{Attribute, Constraint, ConstraintError, Machine, Placement, Resources, ServiceMode};
+pub use queues::{Queues, QueuesError};
 pub use spec::{
     Attachment, Availability, ClusterSpec, ContainerSpec, EpochPhase, NetworkSpec, NodeAddresses, Role, ServiceSpec,
     TaskAssignment, TaskState, TaskStatus, task_name,

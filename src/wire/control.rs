@@ -4,7 +4,7 @@
 
 use crate::types::{
     Availability, BootId, ClusterId, Epoch, EpochPhase, Fork, Key32, Machine, NetworkId, NodeAddresses, NodeId,
-    PublicKey, Role, TaskAssignment, TaskId, TaskStatus, Transform, carried_key,
+    PublicKey, Queues, Role, TaskAssignment, TaskId, TaskStatus, Transform, carried_key,
 };
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -66,6 +66,8 @@ pub struct SessionRequest {
     pub addresses: NodeAddresses,
     /// What its host is.
     pub machine: Machine,
+    /// The queues it sends with in this boot.
+    pub queues: Queues,
 }
 
 /// The server's first frame.

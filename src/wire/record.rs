@@ -14,7 +14,8 @@
 
 use crate::crypto::{self, SigningKey};
 use crate::types::{
-    BootId, ClusterId, EndpointKey, Epoch, Fork, Generation, Key32, NodeAddresses, NodeId, PublicKey, VerifyingKeyId,
+    BootId, ClusterId, EndpointKey, Epoch, Fork, Generation, Key32, NodeAddresses, NodeId, PublicKey, Queues,
+    VerifyingKeyId,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use std::fmt;
@@ -70,6 +71,8 @@ pub struct NodeRecord {
     pub version: String,
     /// Where it is reached.
     pub addresses: NodeAddresses,
+    /// The queues it sends with in this boot.
+    pub queues: Queues,
     /// Its X25519 publics of this boot by epoch, ascending, at most [`PUBLICS_MAX`].
     pub publics: Vec<(Epoch, PublicKey)>,
 }

@@ -33,6 +33,7 @@ fn node_record() -> NodeRecord {
             data: "[2001:db8::1]:4500".parse().unwrap(),
             behind_nat: false,
         },
+        queues: Queues::try_from(4).unwrap(),
         publics: vec![(Epoch(6), PublicKey([4; 32])), (Epoch(7), PublicKey([5; 32]))],
     }
 }
@@ -145,6 +146,18 @@ fn bounds_are_kept() {
         (RecordBody::Ring(RingRecord { active: Epoch(1), oldest: Epoch(2) }), RecordError::Malformed),
     ] {
         assert_eq!(SignedRecord::sign(&key(), cluster(), version(), body), Err(error));
+    }
+}
+
+#[test]
+fn a_number_of_queues_out_of_range_is_malformed() {
+    let good = sign(RecordBody::Node(node_record())).encoded().to_vec();
+    // The end of the data address, not behind NAT, four queues.
+    let at = good.windows(3).position(|bytes| bytes == [0x23, 0, 4]).unwrap() + 2;
+    for (queues, parsed) in [(1, true), (16, true), (0, false), (17, false), (255, false)] {
+        let mut encoded = good.clone();
+        encoded[at] = queues;
+        assert_eq!(SignedRecord::parse(&encoded).is_ok(), parsed, "{queues}");
     }
 }
 

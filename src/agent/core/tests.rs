@@ -3,7 +3,7 @@
 use super::*;
 use crate::crypto::SigningKey;
 use crate::types::{
-    BootId, ClusterId, EndpointKey, EpochPhase, Generation, Id, NodeAddresses, PublicKey, TaskId, Transform,
+    BootId, ClusterId, EndpointKey, EpochPhase, Generation, Id, NodeAddresses, PublicKey, Queues, TaskId, Transform,
 };
 use crate::wire::control::{EpochView, NetworkKey, RingView};
 use crate::wire::record::{EndpointBody, RecordVersion, RingRecord};
@@ -53,8 +53,8 @@ fn own_record() -> SignedRecord {
     let address = "127.0.0.1:1".parse().unwrap();
     let addresses = NodeAddresses { control: address, gossip: address, data: address, behind_nat: false };
     let boot = BootId([1; 8]);
-    let record =
-        NodeRecord { node: node(1), boot, boot_index: 1, version: String::new(), addresses, publics: Vec::new() };
+    let (version, publics, queues) = (String::new(), Vec::new(), Queues::ONE);
+    let record = NodeRecord { node: node(1), boot, boot_index: 1, version, addresses, queues, publics };
     sign(1, Epoch(1), RecordBody::Node(record))
 }
 
@@ -103,7 +103,8 @@ struct Host {
 
 impl Host {
     fn new() -> Host {
-        let config = KeysConfig { cluster: CLUSTER, fork: FORK, node: node(1), boot: BootId([1; 8]) };
+        let config =
+            KeysConfig { cluster: CLUSTER, fork: FORK, node: node(1), boot: BootId([1; 8]), queues: Queues::ONE };
         Host { core: Core::new(config, Time(0), [3; 32]), drawn: 0, remotes: BTreeSet::new() }
     }
 

@@ -9,8 +9,8 @@ use crate::agent::{
 use crate::cluster::{Command, Entry, NewRoot, NodeState, Reply, State, schedule};
 use crate::manager::ManagerError;
 use crate::types::{
-    BootId, ClusterId, ClusterSpec, Fork, Key32, Machine, NetworkId, NodeAddresses, NodeId, Resources, Role, TaskId,
-    TaskState, TaskStatus, UnixTime,
+    BootId, ClusterId, ClusterSpec, Fork, Key32, Machine, NetworkId, NodeAddresses, NodeId, Queues, Resources, Role,
+    TaskId, TaskState, TaskStatus, UnixTime,
 };
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
@@ -139,7 +139,8 @@ impl Fake {
         let machine = Machine { os: "linux".into(), architecture: "x86_64".into(), resources };
         let (hostname, software, addresses) = (format!("ant-{number}"), "0.1.0".to_owned(), addresses(number));
         let boot = BootId([number; 8]);
-        self.apply(Command::OpenSession { node, boot, hostname, software, addresses, machine }).unwrap();
+        self.apply(Command::OpenSession { node, boot, hostname, software, addresses, machine, queues: Queues::ONE })
+            .unwrap();
     }
 
     /// Commits a command, and all that the scheduler and the node make of it.

@@ -320,6 +320,7 @@ pub(super) fn open_session(number: u64, boot_number: u64) -> Command {
         software: "0.1.0".into(),
         addresses: addresses(number),
         machine: machine(4, 1 << 30),
+        queues: Queues::ONE,
     }
 }
 

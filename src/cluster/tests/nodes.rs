@@ -29,6 +29,25 @@ fn a_boot_keeps_its_index_and_an_older_one_cannot_come_back() {
 }
 
 #[test]
+fn a_boot_keeps_its_number_of_queues() {
+    let mut swarm = Swarm::with_workers(1);
+    let open = |boot, count| {
+        let mut command = open_session(1, boot);
+        if let Command::OpenSession { queues, .. } = &mut command {
+            *queues = Queues::try_from(count).unwrap();
+        }
+        command
+    };
+    swarm.ok(open(70, 4));
+    assert_eq!(swarm.state.nodes[&node(1)].queues.count(), 4);
+    swarm.ok(open(70, 4));
+    assert!(swarm.refused(open(70, 2)).contains("sends with 4 queues, not 2"));
+    swarm.ok(open(71, 2));
+    assert_eq!(swarm.state.nodes[&node(1)].queues.count(), 2);
+    assert_eq!(swarm.state.nodes[&node(1)].record_index, swarm.state.index);
+}
+
+#[test]
 fn a_new_boot_starts_without_publics_and_progress() {
     let mut swarm = Swarm::with_workers(2);
     swarm.ok(Command::Activate { epoch: Epoch(2) });

@@ -7,7 +7,8 @@ use crate::offload::testing::normalised;
 use crate::offload::{Split, VnetHeader};
 use crate::overlay::DropReason;
 use crate::types::{
-    BootId, ClusterId, EndpointKey, Epoch, Fork, Generation, Key32, NetworkId, NodeId, PublicKey, TaskId, Transform,
+    BootId, ClusterId, EndpointKey, Epoch, Fork, Generation, Key32, NetworkId, NodeId, PublicKey, Queues, TaskId,
+    Transform,
 };
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use smol::channel::Receiver;
@@ -48,7 +49,7 @@ impl Node {
     pub(super) fn start_with(number: u8, offloads: Offloads) -> Node {
         let boot = BootId([number; 8]);
         let bind = SocketAddr::from(([127, 0, 0, number], 0));
-        let config = DataplaneConfig { bind, boot, clock: Clock::start(), workers: 1, offloads };
+        let config = DataplaneConfig { bind, boot, clock: Clock::start(), workers: Queues::ONE, offloads };
         let data = Dataplane::start(config).unwrap();
         let events = data.events();
         Node { data, id: NodeId::from_random([number; 17]), boot, events }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::cluster::{Entry, NodeState};
-use crate::types::EpochPhase;
+use crate::types::{EpochPhase, Queues};
 
 #[test]
 fn a_silent_node_is_down_and_comes_back() {
@@ -46,6 +46,7 @@ fn a_restarted_manager_gives_nodes_a_window_to_come_back() {
             software: "0.1.0".to_owned(),
             addresses: addresses(),
             machine: Machine::default(),
+            queues: Queues::ONE,
         };
         manager.propose(open).await.unwrap();
         manager.stop().await;

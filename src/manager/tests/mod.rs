@@ -11,7 +11,7 @@ use crate::cluster::{Command, State};
 use crate::tls::{self, ConnectError, Identity, NodeKey, Session};
 use crate::types::{
     Availability, BootId, ClusterSpec, ContainerSpec, Machine, NetworkId, NetworkSpec, NodeAddresses, NodeId,
-    Placement, Resources, ServiceId, ServiceMode, ServiceSpec, TaskAssignment, TaskState, TaskStatus, UnixTime,
+    Placement, Queues, Resources, ServiceId, ServiceMode, ServiceSpec, TaskAssignment, TaskState, TaskStatus, UnixTime,
 };
 use crate::wire::control::{FromAgent, JoinRequest, NetworkView, RingView, SessionRequest, SwarmView, ToAgent};
 use crate::wire::record::{SignedRecord, TrustBundle, VerifiedRecord};
@@ -179,6 +179,7 @@ fn session_request(boot: BootId) -> SessionRequest {
         software: "0.1.0".to_owned(),
         addresses: addresses(),
         machine: Machine::default(),
+        queues: Queues::ONE,
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::Swarm;
 use super::host::Wanted;
-use crate::types::{BootId, NodeAddresses, Time};
+use crate::types::{BootId, Queues, Time};
 use crate::wire::control::{FromAgent, ToAgent};
 use crate::wire::frame;
 use rand::RngExt;
@@ -202,8 +202,8 @@ impl Swarm {
         let (now, node) = (self.now, self.nodes[number].id);
         match up {
             Up::Open(boot) => {
-                let addresses: NodeAddresses = self.nodes[number].addresses;
-                let opened = self.manager.open((node, boot, session), format!("host{number}"), addresses, now);
+                let told = (self.nodes[number].addresses, Queues::ONE);
+                let opened = self.manager.open((node, boot, session), format!("host{number}"), told, now);
                 self.oracle.note(now, &[b'o', number as u8, u8::from(opened.is_ok())]);
                 self.send_down(number, session, if opened.is_ok() { Down::Opened } else { Down::Refused });
             }

@@ -7,8 +7,8 @@ use crate::manager::book::RecordBook;
 use crate::manager::news::{self, Seen, Speaker};
 use crate::manager::push;
 use crate::types::{
-    Availability, BootId, ClusterId, ClusterSpec, Fork, Key32, Machine, NodeAddresses, NodeId, Role, TaskId, Time,
-    UnixTime,
+    Availability, BootId, ClusterId, ClusterSpec, Fork, Key32, Machine, NodeAddresses, NodeId, Queues, Role, TaskId,
+    Time, UnixTime,
 };
 use crate::wire::control::FromAgent;
 use rand::rngs::StdRng;
@@ -147,12 +147,12 @@ impl Manager {
         &mut self,
         (node, boot, session): (NodeId, BootId, u64),
         hostname: String,
-        addresses: NodeAddresses,
+        (addresses, queues): (NodeAddresses, Queues),
         now: Time,
     ) -> Result<u64, String> {
         // One that is open is the same node's former one, which would not answer a probe: it is replaced.
         let (software, machine) = ("sim".into(), Machine::default());
-        let command = Command::OpenSession { node, boot, hostname, software, addresses, machine };
+        let command = Command::OpenSession { node, boot, hostname, software, addresses, machine, queues };
         let index = match self.propose(command, now) {
             Ok(Reply::BootIndex(index)) => index,
             Ok(Reply::Done) => 0,

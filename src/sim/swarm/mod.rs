@@ -24,7 +24,7 @@ use crate::dataplane::simulated::Datagram;
 use crate::keys::KeysConfig;
 use crate::types::{
     BootId, ClusterSpec, ContainerSpec, Epoch, EpochPhase, Key32, NetworkId, NetworkSpec, NodeAddresses, NodeId,
-    Placement, Resources, Role, ServiceId, ServiceMode, ServiceSpec, TaskState, Time,
+    Placement, Queues, Resources, Role, ServiceId, ServiceMode, ServiceSpec, TaskState, Time,
 };
 use host::{Host, Wanted, Work};
 use link::Link;
@@ -154,7 +154,7 @@ impl Swarm {
         let now = self.now;
         let node = &mut self.nodes[number];
         node.boot = boot;
-        node.host = Some(Host::new(KeysConfig { cluster, fork, node: node.id, boot }, now, rng));
+        node.host = Some(Host::new(KeysConfig { cluster, fork, node: node.id, boot, queues: Queues::ONE }, now, rng));
         node.link.reset(now);
         node.steady_since = now;
     }

@@ -30,6 +30,7 @@ fn frames_are_frozen() {
             architecture: "x86_64".into(),
             resources: Resources { nano_cpus: 2_000_000_000, memory_bytes: 1 << 30 },
         },
+        queues: Queues::try_from(4).unwrap(),
     };
     let join = JoinRequest {
         secret: Zeroizing::new([0xa5; 16]),
