@@ -7,7 +7,7 @@ use crate::dataplane::DataCommand;
 use crate::helper::HelperClient;
 use crate::helper::verbs::{CommandSpec, Environment, ErrorKind, Image, Interface, TaskLaunch, VerbError};
 use crate::sys::tun::TunDriver;
-use crate::types::{EndpointKey, TaskAssignment, TaskId};
+use crate::types::{EndpointKey, Queues, TaskAssignment, TaskId};
 use crate::wire::control::FromAgent;
 use smol::channel::Sender;
 use std::time::Duration;
@@ -47,7 +47,7 @@ impl Engine {
     fn take_step(&mut self, step: Step) {
         let (helper, outcomes) = (self.helper.clone(), self.outcomes.clone());
         match step {
-            Step::Create(task) => spawn("create task", create(helper, outcomes, *task, self.inner_mtu)),
+            Step::Create(task) => spawn("create task", create(helper, outcomes, *task, (self.inner_mtu, self.workers))),
             Step::Start(task) => spawn("start task", start(helper, outcomes, *task)),
             Step::Stop(id) => spawn("stop task", async move {
                 if let Err(error) = helper.stop_task(id, STOP_GRACE).await {
@@ -75,13 +75,13 @@ impl Engine {
     }
 }
 
-async fn create(helper: HelperClient, outcomes: Sender<Outcome>, task: TaskAssignment, mtu: u32) {
+async fn create(helper: HelperClient, outcomes: Sender<Outcome>, task: TaskAssignment, (mtu, queues): (u32, Queues)) {
     let interfaces = task.attachments.iter().enumerate().map(|(index, attachment)| {
         let name = format!("eth{index}").parse()?;
         Ok(Interface { name, address: attachment.address, mtu })
     });
     let made = match interfaces.collect::<Result<Vec<_>, VerbError>>() {
-        Ok(interfaces) => helper.create_task_network(task.id, interfaces, DRIVER).await,
+        Ok(interfaces) => helper.create_task_network(task.id, interfaces, DRIVER, queues).await,
         Err(error) => Err(error),
     };
     let _ = outcomes.send(Outcome::Created(task.id, made.map_err(start_error))).await;

@@ -13,13 +13,14 @@ use crate::helper::HelperClient;
 use crate::sys::clock::Clock;
 use crate::sys::tun::TunDevice;
 use crate::sys::uevent::Uevents;
-use crate::types::{BootId, EndpointKey, Fork, NetworkId, NodeId, TaskId, Time, UnixTime};
+use crate::types::{BootId, EndpointKey, Fork, NetworkId, NodeId, Queues, TaskId, Time, UnixTime};
 use crate::wire::control::{FromAgent, ToAgent};
 use arc_swap::ArcSwap;
 use smol::channel::{Receiver, Sender};
 use smol::future::FutureExt as _;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
@@ -57,7 +58,8 @@ pub(super) enum Request {
 
 /// The outcome of a step that the helper did.
 pub(super) enum Outcome {
-    Created(TaskId, Result<Vec<TunDevice>, StartError>),
+    /// With the queues of each of its devices.
+    Created(TaskId, Result<Vec<Vec<TunDevice>>, StartError>),
     Started(TaskId, Result<u32, StartError>),
     Removed(TaskId),
 }
@@ -99,6 +101,8 @@ pub(super) struct Engine {
     pub(super) hostname: String,
     pub(super) clock: Clock,
     pub(super) inner_mtu: u32,
+    /// Workers of the data plane: queues of a device.
+    pub(super) workers: Queues,
     /// Keys, gossip, records, tables.
     pub(super) core: Core,
     pub(super) gossip_socket: smol::Async<UdpSocket>,
@@ -339,14 +343,14 @@ impl Engine {
             Outcome::Created(id, Ok(devices)) => {
                 let attachments =
                     self.tasks.iter().find(|(task, _)| task.id == id).map(|(task, _)| task.attachments.clone());
-                for (attachment, tun) in attachments.unwrap_or_default().into_iter().zip(devices) {
+                for (attachment, queues) in attachments.unwrap_or_default().into_iter().zip(devices) {
                     let endpoint = EndpointKey { network: attachment.network, task: id };
-                    let vnet = tun.header_len() > 0;
+                    let vnet = queues.iter().any(|queue| queue.header_len() > 0);
                     self.core.commands.push(DataCommand::AddEndpoint {
                         endpoint,
                         address: attachment.address.addr(),
                         vnet,
-                        tun: tun.into(),
+                        queues: queues.into_iter().map(OwnedFd::from).collect(),
                     });
                 }
                 self.tasks.created(id, Ok(()), unix);

@@ -86,6 +86,7 @@ impl Runtime {
             hostname: environment.hostname.clone(),
             clock,
             inner_mtu: inner_mtu(membership.addresses.data)?,
+            workers: environment.workers,
             core: Core::new(keys_config(environment, &membership, boot), clock.now(), sys::random::bytes()),
             gossip_socket,
             tasks: TaskTable::default(),

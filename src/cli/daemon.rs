@@ -2,6 +2,7 @@
 
 use super::session::{Failure, Outcome};
 use crate::daemon::{self, LogFormat, LogLevel, Offload, PartialOptions};
+use crate::types::Queues;
 use argh::{ArgsInfo, FromArgs};
 use std::path::PathBuf;
 
@@ -43,6 +44,9 @@ pub(super) struct Daemon {
     /// offloads not to use, with commas between them: tso, uso, udp-gso, udp-gro, join-tcp, join-udp
     #[argh(option, arg_name = "list")]
     disable_offload: Option<String>,
+    /// worker threads that carry packets, 1 to 16 (default: 1)
+    #[argh(option, arg_name = "number")]
+    data_workers: Option<Queues>,
 }
 
 impl Daemon {
@@ -67,6 +71,7 @@ impl Daemon {
             data_path_port: self.data_path_port,
             offload: self.offload,
             disable_offload: self.disable_offload,
+            data_workers: self.data_workers,
         }
     }
 }

@@ -2,6 +2,7 @@
 //! the defaults. The file is TOML; its keys are the long options without the dashes in front.
 
 use crate::dataplane::Offloads;
+use crate::types::Queues;
 use serde::Deserialize;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -128,6 +129,8 @@ pub struct Options {
     pub offload: Offload,
     /// Those of them that are not used.
     pub disable_offload: Offloads,
+    /// Worker threads of the data plane.
+    pub data_workers: Queues,
 }
 
 impl Default for Options {
@@ -143,6 +146,7 @@ impl Default for Options {
             data_path_port: None,
             offload: Offload::Auto,
             disable_offload: Offloads::NONE,
+            data_workers: Queues::ONE,
         }
     }
 }
@@ -171,6 +175,8 @@ pub struct PartialOptions {
     pub offload: Option<Offload>,
     /// See [`Options::disable_offload`]: names with commas between them.
     pub disable_offload: Option<String>,
+    /// See [`Options::data_workers`].
+    pub data_workers: Option<Queues>,
 }
 
 impl PartialOptions {
@@ -208,6 +214,7 @@ impl PartialOptions {
             data_path_port: self.data_path_port.or(other.data_path_port),
             offload: self.offload.or(other.offload),
             disable_offload: self.disable_offload.or(other.disable_offload),
+            data_workers: self.data_workers.or(other.data_workers),
         }
     }
 
@@ -226,6 +233,7 @@ impl PartialOptions {
             offload: self.offload.unwrap_or(default.offload),
             disable_offload: Offloads::parse_list(&self.disable_offload.unwrap_or_default())
                 .map_err(|error| OptionsError::Invalid(error.to_string()))?,
+            data_workers: self.data_workers.unwrap_or(default.data_workers),
         };
         options.check()?;
         Ok(options)
@@ -284,6 +292,7 @@ mod tests {
             ("gossip-port = \"x\"", "line 1: invalid type"),
             ("gossip-port = 70000", "line 1: invalid value"),
             ("log-level = \"loud\"", "line 1: unknown variant `loud`"),
+            ("data-workers = 0", "line 1: a number between 1 and 16 is wanted, not 0"),
             ("=", "line 1: "),
         ] {
             let reason = PartialOptions::from_toml(text).unwrap_err();

@@ -10,16 +10,13 @@ use crate::agent::{Node, NodeSettings};
 use crate::api::server;
 use crate::helper::{self, HelperOptions};
 use crate::sys::{clock::Clock, privileges};
-use crate::types::Queues;
 use anyhow::{Context as _, Result, bail};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use smol::channel::bounded;
 use smol::future::FutureExt as _;
 use tracing_subscriber::filter::LevelFilter;
-
-/// Worker threads of the data plane.
-const WORKERS: Queues = Queues::ONE;
 
 /// Runs the daemon to its end. Errors are one line that says what to do.
 pub fn run(options: Options) -> Result<()> {
@@ -32,6 +29,7 @@ pub fn run(options: Options) -> Result<()> {
     };
     let helper =
         helper::start(&settings).with_context(|| format!("cannot start in {}", options.state_dir.display()))?;
+    raise_open_files().context("cannot raise the limit of open files")?;
     let socket = server::bind(&options.socket, options.socket_group.as_deref())?;
     let signals = block_signals().context("cannot take over signals")?;
     privileges::become_network_process().context("cannot give up privileges")?;
@@ -42,7 +40,7 @@ pub fn run(options: Options) -> Result<()> {
         hostname,
         gossip_port: options.gossip_port,
         data_path_port: options.data_path_port,
-        workers: WORKERS,
+        workers: options.data_workers,
         offloads: options.offloads(),
         clock: Clock::start(),
     };
@@ -70,6 +68,13 @@ pub fn run(options: Options) -> Result<()> {
         node.end_helper().await;
         end
     })
+}
+
+/// Each device of a task has a descriptor for each worker, more than the customary 1024. The helper was forked before:
+/// it gives tasks the limit that it was started with.
+fn raise_open_files() -> Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
 }
 
 fn start_logging(options: &Options) {

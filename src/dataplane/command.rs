@@ -1,7 +1,7 @@
 //! What the control plane tells the data plane, and what it hears from it.
 
 use super::Offloads;
-use crate::esp::{Direction, InstallError, SaIdentity, SaKeys};
+use crate::esp::{Direction, InstallError, SaIdentity, SaKeys, WorkerShare};
 use crate::types::{EndpointKey, Epoch, Generation, NetworkId, NodeId, Transform};
 use crate::wire::esp::ControlMessage;
 use ipnet::IpNet;
@@ -24,14 +24,16 @@ pub enum DataCommand {
         /// Which.
         network: NetworkId,
     },
-    /// Takes over the TUN device of a local endpoint. An earlier device of the same endpoint is closed.
+    /// Takes over the TUN device of a local endpoint. An earlier device of the same endpoint is closed. Each worker
+    /// reads its own queue of it and writes what it delivers there; of a device with fewer queues, the workers without
+    /// one write to the first and read nothing.
     AddEndpoint {
         /// Which.
         endpoint: EndpointKey,
         /// Its address: the only source it may send with.
         address: IpAddr,
-        /// Its device.
-        tun: OwnedFd,
+        /// The queues of its device, at least one.
+        queues: Vec<OwnedFd>,
         /// Whether packets have a header of [`crate::offload::VNET_HEADER_LEN`] octets in front (IFF_VNET_HDR).
         vnet: bool,
     },
@@ -83,8 +85,8 @@ pub enum DataCommand {
         /// Which.
         identity: SaIdentity,
     },
-    /// Which outbound SA carries the traffic to a peer on a network. One that is not installed yet sends as soon as
-    /// it is; until then packets are dropped.
+    /// Which outbound SA carries the traffic of its queue to a peer on a network. One that is not installed yet sends as
+    /// soon as it is; until then packets are dropped.
     SetSending {
         /// The network.
         network: NetworkId,
@@ -111,8 +113,21 @@ pub enum DataCommand {
         /// What to say.
         message: ControlMessage,
     },
-    /// Ends the worker; what comes after it in the batch is not applied.
+    /// Ends the workers; what comes after it in the batch is not applied.
     Stop,
+}
+
+impl DataCommand {
+    /// Whether a worker has to do with it: what is about one SA is for the owner of its queue, all else for everyone.
+    pub(super) fn concerns(&self, share: WorkerShare) -> bool {
+        match self {
+            DataCommand::InstallSa { identity, .. }
+            | DataCommand::SuspendSa { identity }
+            | DataCommand::SetSending { outbound: identity, .. }
+            | DataCommand::SendControl { outbound: identity, .. } => share.owns(identity.queue),
+            _ => true,
+        }
+    }
 }
 
 /// Why [`DataCommand::InstallSa`] did nothing.
@@ -169,7 +184,7 @@ pub enum DataEvent {
         /// What happened.
         error: String,
     },
-    /// The worker cannot go on and has ended; every [`crate::dataplane::Dataplane::send`] fails from now on.
+    /// A worker cannot go on and has ended; every [`crate::dataplane::Dataplane::send`] fails from now on.
     WorkerFailed {
         /// What happened.
         error: String,

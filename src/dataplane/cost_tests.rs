@@ -90,7 +90,7 @@ fn pair() -> ([Node; 2], [UnixDatagram; 2]) {
         own.data
             .send_blocking(vec![
                 DataCommand::SetNetwork { network: network(), transform: Transform::Gcm, subnet: None },
-                DataCommand::AddEndpoint { endpoint, address: address(at), tun, vnet: true },
+                DataCommand::AddEndpoint { endpoint, address: address(at), queues: vec![tun], vnet: true },
                 DataCommand::SetPeerAddress { peer: peer.id, address: peer.data.address() },
                 DataCommand::SetRemote {
                     network: network(),

@@ -1,6 +1,6 @@
 //! The flow in.
 //!
-//! 1. [`Worker::receive`]: one batch from the socket, each message a datagram or a train of them (UDP_GRO).
+//! 1. [`Worker::receive`]: one batch from each socket, each message a datagram or a train of them (UDP_GRO).
 //! 2. [`Tables::receive_one`]: each datagram by itself, since a train can hold several SPIs. SA by SPI, replay check,
 //!    verify and decrypt in place, mark as seen: all in `esp`.
 //! 3. `accept`: the source must be the peer's, the destination local.
@@ -34,6 +34,7 @@ impl From<EspDrop> for DropReason {
             EspDrop::TooLong | EspDrop::NoRoom => DropReason::Oversized,
             EspDrop::SpiZero => DropReason::SpiZero,
             EspDrop::UnknownSpi => DropReason::UnknownSpi,
+            EspDrop::WrongWorker => DropReason::WrongWorker,
             EspDrop::IvMismatch => DropReason::IvMismatch,
             EspDrop::Replayed => DropReason::Replayed,
             EspDrop::TooOld => DropReason::TooOld,
@@ -61,29 +62,28 @@ pub(super) struct Memo {
 }
 
 impl Worker {
-    /// Takes in one batch of datagrams.
+    /// Takes in one batch of datagrams from each socket that has some.
     pub(super) fn receive(&mut self) -> io::Result<()> {
-        if !self.socket_readable {
-            return Ok(());
-        }
-        self.tables.calls.receives += 1;
-        let arrivals = &mut self.arrivals;
-        let buffers = arrivals.buffers.iter_mut().map(|buffer| buffer.as_mut_slice());
-        match udp::receive_batch(self.socket.as_fd(), buffers, &mut arrivals.received) {
-            Ok(count) => {
-                self.socket_errors = 0;
-                // Fewer than asked for: the queue was empty, and what came since is told by the poller.
-                self.socket_readable = count == BATCH_DATAGRAMS;
-                for index in 0..count {
-                    self.tables.receive_one(arrivals, index);
+        let Worker { sockets, arrivals, tables, .. } = self;
+        for socket in sockets.iter_mut().filter(|socket| socket.readable) {
+            tables.calls.receives += 1;
+            let buffers = arrivals.buffers.iter_mut().map(|buffer| buffer.as_mut_slice());
+            match udp::receive_batch(socket.socket.as_fd(), buffers, &mut arrivals.received) {
+                Ok(count) => {
+                    socket.errors = 0;
+                    // Fewer than asked for: the queue was empty, and what came since is told by the poller.
+                    socket.readable = count == BATCH_DATAGRAMS;
+                    for index in 0..count {
+                        tables.receive_one(arrivals, index);
+                    }
+                    tables.finish_batch(arrivals);
                 }
-                self.tables.finish_batch(arrivals);
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.socket_readable = false,
-            Err(error) => {
-                self.socket_errors += 1;
-                if self.socket_errors > MAX_SOCKET_ERRORS {
-                    return Err(error);
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.readable = false,
+                Err(error) => {
+                    socket.errors += 1;
+                    if socket.errors > MAX_SOCKET_ERRORS {
+                        return Err(error);
+                    }
                 }
             }
         }

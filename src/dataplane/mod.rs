@@ -18,7 +18,7 @@
 //! - Packets of one endpoint to one peer leave in the order in which they were read.
 //! - A panic of a worker aborts the process.
 //!
-//! Many packets as one
+//! # Many packets as one
 //!
 //! | where | what | without it |
 //! |---|---|---|
@@ -55,7 +55,19 @@
 //! and 10.0; 3.9 with 8 where datagrams come one by one); a checksum in 128-bit vectors instead of 64-bit words with
 //! carry (twice the time). Not tried: reading a device straight into the places of the segments.
 //!
-//! One worker for now. Its index is the queue number in the SPIs of the SAs it sends with.
+//! # Workers
+//!
+//! Each worker is a thread with its own poller, tables, SAs and sockets, and carries a packet from its read to its
+//! send; there is no queue between them and nothing that they share. Its number is the *queue* in the SPIs of the SAs it
+//! sends with (RFC 9611), and it receives by the SAs of every queue that is its number modulo the workers: the kernel
+//! steers datagrams by it ([`crate::sys::steer`]). What comes to another worker is dropped
+//! ([`crate::overlay::DropReason::WrongWorker`]) and never judged by a second window. A batch of commands goes to all
+//! workers that it concerns, and each applies its part as one.
+//!
+//! A device has a queue for each worker (IFF_MULTI_QUEUE). The kernel hands a flow's packets to the queue on which the
+//! flow's packets were last written, else it chooses by the flow's hash; so both ways of a flow go through one worker
+//! here, and its packets keep their order. Two nodes with different numbers of workers find a flow's queue in its first
+//! round trip.
 
 mod command;
 mod delivery;
@@ -76,17 +88,20 @@ mod worker;
 
 pub use command::{DataCommand, DataEvent, SaRefusal};
 pub use offloads::{Offload, OffloadStatus, Offloads, UnknownOffload};
-pub use socket::DataSocket;
+pub use socket::DataSockets;
 pub use stats::{CallStats, EndpointStats, LinkStats, SaStats, Stats, Traffic};
 
-use crate::esp::{CipherBroken, WorkerShare};
+use crate::esp::{CipherBroken, CipherReport, WorkerShare};
 use crate::sys::clock::Clock;
 use crate::sys::poll::{PollSet, Waker};
-use crate::types::{BootId, Queues};
+use crate::types::{BootId, Queues, Time};
 use smol::channel::{Receiver, Sender};
+use socket2::Socket;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::thread::JoinHandle;
+use tables::Abilities;
 use worker::{Message, Worker};
 
 /// The longest inner packet that is carried, in octets; no TUN device may have a larger MTU. It fits a jumbo frame
@@ -109,7 +124,7 @@ pub struct DataplaneConfig {
     pub boot: BootId,
     /// Where `now` comes from.
     pub clock: Clock,
-    /// Worker threads; only 1 is built.
+    /// Worker threads, each with a queue of its own.
     pub workers: Queues,
     /// What may be used of what kernel and devices can do.
     pub offloads: Offloads,
@@ -135,9 +150,6 @@ pub enum DataplaneError {
         /// What the system said.
         source: io::Error,
     },
-    /// A number of workers that is not built.
-    #[error("{0} data plane workers were asked for: only 1 is built")]
-    Workers(Queues),
     /// No library protects packets as it should.
     #[error(transparent)]
     Cipher(#[from] CipherBroken),
@@ -146,20 +158,21 @@ pub enum DataplaneError {
     Worker(#[from] io::Error),
 }
 
-/// The worker has ended; the reason came as [`DataEvent::WorkerFailed`].
+/// A worker has ended; the reason came as [`DataEvent::WorkerFailed`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the data plane has stopped")]
 pub struct WorkerGone;
 
 /// The running data plane. It stops, and its sockets and devices are closed, when this is dropped.
 pub struct Dataplane {
-    worker: WorkerHandle,
+    workers: Vec<WorkerHandle>,
     events: Receiver<DataEvent>,
     address: SocketAddr,
 }
 
 /// The control plane's end of one worker.
 struct WorkerHandle {
+    share: WorkerShare,
     messages: Sender<Message>,
     waker: Waker,
     thread: Option<JoinHandle<()>>,
@@ -168,24 +181,18 @@ struct WorkerHandle {
 impl Dataplane {
     /// Binds the data-path address and starts the workers.
     ///
-    /// One (boot, worker) must have one data plane at most: its tables are what keeps a nonce from being used twice.
+    /// One boot must have one data plane at most: its tables are what keeps a nonce from being used twice.
     pub fn start(config: DataplaneConfig) -> Result<Dataplane, DataplaneError> {
-        Dataplane::start_on(DataSocket::bind(config.bind)?, config)
-    }
-
-    /// Starts the workers on a socket that was bound before, while the process still had privileges.
-    pub fn start_on(socket: DataSocket, config: DataplaneConfig) -> Result<Dataplane, DataplaneError> {
-        if config.workers != Queues::ONE {
-            return Err(DataplaneError::Workers(config.workers));
-        }
-        let address = socket.address();
-        let poll = PollSet::new()?;
-        let waker = poll.waker();
-        let (messages, inbox) = smol::channel::bounded(COMMAND_QUEUE_BATCHES);
+        let abilities = Abilities::find_out(&config)?;
+        let sockets = DataSockets::bind(config.bind, config.workers)?;
+        let address = sockets.address();
         let (event_sender, events) = smol::channel::bounded(EVENT_QUEUE_EVENTS);
-        let worker = Worker::new(WorkerShare::WHOLE, poll, socket, config, inbox, event_sender)?;
-        let thread = std::thread::Builder::new().name("formic-data-0".into()).spawn(move || worker.run())?;
-        Ok(Dataplane { worker: WorkerHandle { messages, waker, thread: Some(thread) }, events, address })
+        let workers = config.workers.numbers().zip(sockets.into_workers());
+        let workers = workers.map(|(worker, sockets)| {
+            let share = WorkerShare { worker, workers: config.workers.count() };
+            WorkerHandle::start(share, sockets, (config, abilities.clone()), event_sender.clone())
+        });
+        Ok(Dataplane { workers: workers.collect::<io::Result<_>>()?, events, address })
     }
 
     /// The address in use.
@@ -193,17 +200,23 @@ impl Dataplane {
         self.address
     }
 
-    /// Passes on a batch of commands: they are applied in order, with no packet in between. Waits while the worker
-    /// has too many batches before it.
+    /// Passes on a batch of commands: each worker applies its part in order, with no packet in between. Waits while a
+    /// worker has too many batches before it. Not to be dropped half-way: the workers would know different things.
     pub async fn send(&self, commands: Vec<DataCommand>) -> Result<(), WorkerGone> {
-        self.worker.messages.send(Message::Commands(commands)).await.map_err(|_| WorkerGone)?;
-        self.worker.wake()
+        let batch: Arc<[DataCommand]> = commands.into();
+        for worker in self.concerned(&batch) {
+            worker.messages.send(Message::Commands(batch.clone())).await.map_err(|_| WorkerGone)?;
+        }
+        self.concerned(&batch).try_for_each(WorkerHandle::wake)
     }
 
     /// [`Dataplane::send`] for callers outside of the executor.
     pub fn send_blocking(&self, commands: Vec<DataCommand>) -> Result<(), WorkerGone> {
-        self.worker.messages.send_blocking(Message::Commands(commands)).map_err(|_| WorkerGone)?;
-        self.worker.wake()
+        smol::block_on(self.send(commands))
+    }
+
+    fn concerned<'a>(&'a self, batch: &'a [DataCommand]) -> impl Iterator<Item = &'a WorkerHandle> {
+        self.workers.iter().filter(|worker| batch.iter().any(|command| command.concerns(worker.share)))
     }
 
     /// Where events come out. Every receiver takes events away from the others: keep one.
@@ -213,14 +226,48 @@ impl Dataplane {
 
     /// The counters and tables as they are now. Everything sent before has been applied.
     pub async fn stats(&self) -> Result<Stats, WorkerGone> {
-        let (reply, answer) = smol::channel::bounded(1);
-        self.worker.messages.send(Message::Stats(reply)).await.map_err(|_| WorkerGone)?;
-        self.worker.wake()?;
-        answer.recv().await.map_err(|_| WorkerGone)
+        let (reply, answers) = smol::channel::bounded(self.workers.len().max(1));
+        for worker in &self.workers {
+            worker.messages.send(Message::Stats(reply.clone())).await.map_err(|_| WorkerGone)?;
+            worker.wake()?;
+        }
+        drop(reply);
+        let mut stats = answers.recv().await.map_err(|_| WorkerGone)?;
+        for _ in 1..self.workers.len() {
+            stats.add(answers.recv().await.map_err(|_| WorkerGone)?);
+        }
+        Ok(stats)
+    }
+}
+
+impl Abilities {
+    /// Tests what the machine can do before anything depends on it.
+    fn find_out(config: &DataplaneConfig) -> Result<Abilities, DataplaneError> {
+        let cipher = CipherReport::select(|| config.clock.now().since(Time::default()))?;
+        let failures = probe::failures(config.offloads);
+        for (offload, error) in &failures {
+            tracing::info!(offload = offload.name(), %error, "an offload does not work here and is not used");
+        }
+        Ok(Abilities { wanted: config.offloads, failures, cipher })
     }
 }
 
 impl WorkerHandle {
+    fn start(
+        share: WorkerShare,
+        sockets: Vec<Socket>,
+        setup: (DataplaneConfig, Abilities),
+        events: Sender<DataEvent>,
+    ) -> io::Result<WorkerHandle> {
+        let poll = PollSet::new()?;
+        let waker = poll.waker();
+        let (messages, inbox) = smol::channel::bounded(COMMAND_QUEUE_BATCHES);
+        let worker = Worker::new(share, poll, sockets, setup, inbox, events)?;
+        let name = format!("formic-data-{}", share.worker);
+        let thread = std::thread::Builder::new().name(name).spawn(move || worker.run())?;
+        Ok(WorkerHandle { share, messages, waker, thread: Some(thread) })
+    }
+
     fn wake(&self) -> Result<(), WorkerGone> {
         self.waker.wake().map_err(|_| WorkerGone)
     }

@@ -9,6 +9,7 @@
 
 use super::DataEvent;
 use super::sending::{READ_ROOM_BYTES, SendBatch};
+use super::socket::WorkerSocket;
 use super::tables::{Tables, underlay_address};
 use super::worker::Worker;
 use super::{MAX_INNER_BYTES, Traffic};
@@ -127,8 +128,9 @@ impl Worker {
         if batch.is_blocked() {
             return Ok(());
         }
-        batch.flush(self.socket.as_fd(), &mut self.tables.peers, &mut self.tables.drops);
-        if batch.is_blocked() { self.socket.watch_writable(true) } else { Ok(()) }
+        let Some(WorkerSocket { socket, .. }) = self.sockets.last() else { return Ok(()) };
+        batch.flush(socket.as_fd(), &mut self.tables.peers, &mut self.tables.drops);
+        if batch.is_blocked() { socket.watch_writable(true) } else { Ok(()) }
     }
 }
 

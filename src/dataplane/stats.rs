@@ -4,6 +4,7 @@ use super::offloads::OffloadStatus;
 use crate::esp::{CipherReport, SaIdentity, SaSummary};
 use crate::overlay::DropCounters;
 use crate::types::{EndpointKey, NetworkId, NodeId, Time};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 /// Packets and their octets, of inner packets.
@@ -35,7 +36,7 @@ pub struct LinkStats {
     pub peer: NodeId,
     /// Where the peer's data path is.
     pub address: Option<SocketAddr>,
-    /// The SA that carries the traffic to the peer.
+    /// The SA that carries the traffic of the first queue to the peer.
     pub sending: Option<SaIdentity>,
     /// When the last authentic packet came from the peer.
     pub last_received: Option<Time>,
@@ -107,4 +108,60 @@ pub struct CallStats {
     pub refused_trains: u64,
     /// Looks at the poller.
     pub polls: u64,
+}
+
+impl Stats {
+    /// Takes in what another worker knows.
+    pub(super) fn add(&mut self, other: Stats) {
+        self.now = self.now.max(other.now);
+        self.drops.add(&other.drops);
+        self.sas.extend(other.sas);
+        self.sas.sort_by_key(|sa| (sa.summary.direction, sa.summary.identity));
+        let mut links: BTreeMap<_, _> = self.links.drain(..).map(|link| ((link.network, link.peer), link)).collect();
+        for link in other.links {
+            links.entry((link.network, link.peer)).and_modify(|known| known.add(&link)).or_insert(link);
+        }
+        self.links = links.into_values().collect();
+        let mut endpoints: BTreeMap<_, _> = self.endpoints.drain(..).map(|it| (it.endpoint, it)).collect();
+        for endpoint in other.endpoints {
+            endpoints.entry(endpoint.endpoint).and_modify(|known| known.add(&endpoint)).or_insert(endpoint);
+        }
+        self.endpoints = endpoints.into_values().collect();
+        self.calls.add(&other.calls);
+        for (known, other) in self.offloads.iter_mut().zip(other.offloads) {
+            // By peers or devices: mostly the same ones.
+            known.refused = known.refused.max(other.refused);
+        }
+    }
+}
+
+impl CallStats {
+    fn add(&mut self, other: &CallStats) {
+        let CallStats { device_reads, device_writes, receives, sends, refused_trains, polls } = other;
+        self.device_reads += device_reads;
+        self.device_writes += device_writes;
+        self.receives += receives;
+        self.sends += sends;
+        self.refused_trains += refused_trains;
+        self.polls += polls;
+    }
+}
+
+impl LinkStats {
+    fn add(&mut self, other: &LinkStats) {
+        self.address = self.address.or(other.address);
+        self.sending = self.sending.into_iter().chain(other.sending).min_by_key(|sa| sa.queue);
+        self.last_received = self.last_received.max(other.last_received);
+        self.last_sent = self.last_sent.max(other.last_sent);
+        self.received.add(other.received);
+        self.sent.add(other.sent);
+    }
+}
+
+impl EndpointStats {
+    fn add(&mut self, other: &EndpointStats) {
+        self.sent.add(other.sent);
+        self.received.add(other.received);
+        self.sent_dropped = self.sent_dropped.saturating_add(other.sent_dropped);
+    }
 }

@@ -127,6 +127,7 @@ pub(super) struct Tables {
 }
 
 /// What this machine is good for.
+#[derive(Clone)]
 pub(super) struct Abilities {
     /// Offloads that may be used.
     pub(super) wanted: Offloads,

@@ -4,9 +4,10 @@ mod harness;
 mod offloads;
 mod refusals;
 mod sending;
+mod workers;
 
 use super::{
-    Clock, DataCommand, DataEvent, DataSocket, Dataplane, DataplaneConfig, DataplaneError, MAX_INNER_BYTES, Offloads,
+    Clock, DataCommand, DataEvent, DataSockets, Dataplane, DataplaneConfig, DataplaneError, MAX_INNER_BYTES, Offloads,
     SaRefusal, WorkerGone,
 };
 use crate::esp::{Direction, InstallError};
@@ -489,7 +490,7 @@ fn endpoints_that_cannot_be_added_are_reported() {
     ];
     for (endpoint, text) in cases {
         let (tun, _socket) = seqpacket_pair();
-        node.apply(vec![DataCommand::AddEndpoint { endpoint, address, tun, vnet: true }]);
+        node.apply(vec![DataCommand::AddEndpoint { endpoint, address, queues: vec![tun], vnet: true }]);
         let event = node.event();
         let told = matches!(&event, DataEvent::EndpointLost { endpoint: lost, error }
             if *lost == endpoint && error.contains(text));
@@ -574,13 +575,10 @@ fn a_port_in_use_is_refused_with_advice() {
     sharing.set_reuse_port(true).unwrap();
     sharing.bind(&SocketAddr::from(([127, 0, 0, 7], 0)).into()).unwrap();
     let address = sharing.local_addr().unwrap().as_socket().unwrap();
-    assert!(matches!(DataSocket::bind(address), Err(DataplaneError::AddressInUse(_))));
+    assert!(matches!(DataSockets::bind(address, Queues::ONE), Err(DataplaneError::AddressInUse(_))));
 
-    let foreign = DataSocket::bind("192.0.2.1:0".parse().unwrap()).unwrap_err();
+    let foreign = DataSockets::bind("192.0.2.1:0".parse().unwrap(), Queues::ONE).unwrap_err();
     assert!(matches!(foreign, DataplaneError::AddressNotAvailable(_)), "{foreign}");
-    let two = Queues::try_from(2).unwrap();
-    let workers = Dataplane::start(DataplaneConfig { bind: ([127, 0, 0, 1], 0).into(), workers: two, ..config });
-    assert!(matches!(workers.err(), Some(DataplaneError::Workers(refused)) if refused == two));
 }
 
 #[test]
@@ -593,6 +591,6 @@ fn it_stops_when_told_and_when_dropped() {
     assert_eq!(container.socket.recv(&mut [0; 10]).unwrap(), 0, "the device is closed");
     assert_eq!(smol::block_on(node.data.stats()).err(), Some(WorkerGone));
     drop(node);
-    let again = DataSocket::bind(address).unwrap();
+    let again = DataSockets::bind(address, Queues::ONE).unwrap();
     assert_eq!(again.address(), address);
 }

@@ -5,20 +5,21 @@ use super::delivery::Arrivals;
 use super::events::EventQueue;
 use super::offloads::Offload;
 use super::outbound::Outbox;
+use super::socket::{MAX_SOCKETS, WorkerSocket};
 use super::tables::{Abilities, Tables};
-use super::{DataCommand, DataEvent, DataSocket, DataplaneConfig, DataplaneError, Stats, probe};
-use crate::esp::{CipherReport, SaDatabase, WorkerShare};
+use super::{DataCommand, DataEvent, DataplaneConfig, Stats};
+use crate::esp::{SaDatabase, WorkerShare};
 use crate::overlay::{DropReason, LocalIndex};
 use crate::sys::clock::Clock;
-use crate::sys::poll::{PollSet, Polled, Readiness};
+use crate::sys::poll::{PollSet, Readiness};
 use crate::sys::udp;
-use crate::types::Time;
 use smol::channel::{Receiver, Sender, TryRecvError};
 use socket2::Socket;
 use std::collections::VecDeque;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Batches of commands taken in one turn, so that traffic goes on while tables are filled.
@@ -28,14 +29,13 @@ const MESSAGES_PER_TURN: usize = 16;
 /// becomes ready meanwhile waits for at most this many batches each way.
 const TURNS_PER_POLL: u32 = 4;
 
-/// The poller's key of the socket; devices have their number plus [`FIRST_DEVICE_KEY`].
-const SOCKET_KEY: usize = 0;
-const FIRST_DEVICE_KEY: usize = 1;
+/// The poller's key of the first device; the others follow by their numbers. Sockets have theirs before it.
+const FIRST_DEVICE_KEY: usize = MAX_SOCKETS;
 
 /// What the control plane sends to a worker.
 pub(super) enum Message {
-    /// To be applied as one.
-    Commands(Vec<DataCommand>),
+    /// To be applied as one: what of it concerns the worker.
+    Commands(Arc<[DataCommand]>),
     /// Answered with a snapshot.
     Stats(Sender<Stats>),
 }
@@ -45,10 +45,8 @@ pub(super) struct Worker {
     poll: PollSet,
     clock: Clock,
     inbox: Receiver<Message>,
-    pub(super) socket: Polled<Socket>,
-    /// The socket may have datagrams.
-    pub(super) socket_readable: bool,
-    pub(super) socket_errors: u32,
+    /// At least one; it sends from the last.
+    pub(super) sockets: Vec<WorkerSocket>,
     pub(super) arrivals: Arrivals,
     pub(super) tables: Tables,
     pub(super) outbox: Outbox,
@@ -70,30 +68,23 @@ impl Drop for AbortOnPanic {
 }
 
 impl Worker {
-    /// Tests what the machine can do before anything depends on it.
     pub(super) fn new(
         share: WorkerShare,
         poll: PollSet,
-        socket: DataSocket,
-        config: DataplaneConfig,
+        sockets: Vec<Socket>,
+        (config, abilities): (DataplaneConfig, Abilities),
         inbox: Receiver<Message>,
         events: Sender<DataEvent>,
-    ) -> Result<Worker, DataplaneError> {
-        let cipher = CipherReport::select(|| config.clock.now().since(Time::default()))?;
-        let failures = probe::failures(config.offloads);
-        for (offload, error) in &failures {
-            tracing::info!(offload = offload.name(), %error, "an offload does not work here and is not used");
-        }
-        let socket = poll.register(socket.into_socket(), SOCKET_KEY)?;
-        let abilities = Abilities { wanted: config.offloads, failures, cipher };
-        let sas = SaDatabase::with_library(config.boot, share, cipher.library);
+    ) -> io::Result<Worker> {
+        let sockets = sockets.into_iter().take(MAX_SOCKETS).enumerate();
+        let sockets =
+            sockets.map(|(key, socket)| WorkerSocket::register(socket, &poll, key)).collect::<io::Result<_>>()?;
+        let sas = SaDatabase::with_library(config.boot, share, abilities.cipher.library);
         let mut worker = Worker {
             poll,
             clock: config.clock,
             inbox,
-            socket,
-            socket_readable: true,
-            socket_errors: 0,
+            sockets,
             arrivals: Arrivals::new(),
             tables: Tables::new(sas, EventQueue::new(events), abilities),
             outbox: Outbox::new(false),
@@ -132,7 +123,7 @@ impl Worker {
         for _ in 0..MESSAGES_PER_TURN {
             match self.inbox.try_recv() {
                 Ok(Message::Commands(commands)) => {
-                    if self.apply_all(commands)?.is_break() {
+                    if self.apply_all(&commands)?.is_break() {
                         return Ok(ControlFlow::Break(()));
                     }
                 }
@@ -145,11 +136,12 @@ impl Worker {
         Ok(ControlFlow::Continue(()))
     }
 
-    fn apply_all(&mut self, commands: Vec<DataCommand>) -> io::Result<ControlFlow<()>> {
-        for command in commands {
+    fn apply_all(&mut self, commands: &[DataCommand]) -> io::Result<ControlFlow<()>> {
+        let share = self.tables.sas.share();
+        for command in commands.iter().filter(|command| command.concerns(share)) {
             match command {
                 DataCommand::Stop => return Ok(ControlFlow::Break(())),
-                DataCommand::SendControl { outbound, message } => self.send_control(&outbound, message)?,
+                DataCommand::SendControl { outbound, message } => self.send_control(outbound, *message)?,
                 other => {
                     let of_offloads = matches!(other, DataCommand::SetOffloads(_));
                     self.tables.apply(other, &self.poll, FIRST_DEVICE_KEY);
@@ -168,8 +160,10 @@ impl Worker {
         self.outbox.batch.set_trains(usable.has(Offload::UdpGso));
         let receiving = usable.has(Offload::UdpGro);
         // Kernels without UDP_GRO need not be told not to use it.
-        udp::set_receive_trains(self.socket.as_fd(), receiving)
-            .or_else(|error| if receiving { Err(error) } else { Ok(()) })
+        self.sockets.iter().try_for_each(|WorkerSocket { socket, .. }| {
+            let done = udp::set_receive_trains(socket.as_fd(), receiving);
+            done.or_else(|error| if receiving { Err(error) } else { Ok(()) })
+        })
     }
 
     fn stats(&self) -> Stats {
@@ -177,8 +171,10 @@ impl Worker {
         let sending = self.outbox.batch.counters();
         (stats.calls.sends, stats.calls.refused_trains) = (sending.calls, sending.refused_trains);
         // A kernel that does not tell is no reason to show nothing.
-        let by_kernel = udp::kernel_drops(self.socket.as_fd()).unwrap_or(0);
-        stats.drops.count_many(DropReason::ReceiveQueueFull, by_kernel.into());
+        for WorkerSocket { socket, .. } in &self.sockets {
+            let by_kernel = udp::kernel_drops(socket.as_fd()).unwrap_or(0);
+            stats.drops.count_many(DropReason::ReceiveQueueFull, by_kernel.into());
+        }
         stats
     }
 
@@ -191,28 +187,32 @@ impl Worker {
         }
         self.turns_since_poll = 0;
         let timeout = if busy { Some(Duration::ZERO) } else { self.tables.events.retry_after() };
-        let Worker { poll, tables, ready, socket_readable, outbox, .. } = self;
+        let Worker { poll, tables, ready, sockets, outbox, .. } = self;
         let mut writable = false;
         tables.calls.polls += 1;
         poll.wait(timeout, |Readiness { key, readable, writable: room }| {
-            if key == SOCKET_KEY {
-                *socket_readable |= readable;
+            if let Some(device) = key.checked_sub(FIRST_DEVICE_KEY) {
+                if let Some(endpoint) = tables.endpoints.get_mut(device)
+                    && !std::mem::replace(&mut endpoint.queued, true)
+                {
+                    ready.push_back(LocalIndex(device as u32));
+                }
+            } else if let Some(socket) = sockets.get_mut(key) {
+                socket.readable |= readable;
                 writable |= room;
-            } else if let Some(endpoint) = tables.endpoints.get_mut(key - FIRST_DEVICE_KEY)
-                && !std::mem::replace(&mut endpoint.queued, true)
-            {
-                ready.push_back(LocalIndex((key - FIRST_DEVICE_KEY) as u32));
             }
         })?;
         if writable && outbox.batch.is_blocked() {
             outbox.batch.unblock();
-            self.socket.watch_writable(false)?;
+            if let Some(WorkerSocket { socket, .. }) = sockets.last() {
+                socket.watch_writable(false)?;
+            }
         }
         Ok(())
     }
 
     fn has_work(&self) -> bool {
         let can_transmit = !self.ready.is_empty() && !self.outbox.batch.is_blocked();
-        self.socket_readable || can_transmit || !self.inbox.is_empty()
+        self.sockets.iter().any(|socket| socket.readable) || can_transmit || !self.inbox.is_empty()
     }
 }

@@ -7,16 +7,16 @@
 //! - All tables are bounded; what does not fit is an error. Of a full table only a new boot cures
 //!   ([`InstallError::needs_new_boot`]).
 
-use super::schedule::{SaIdentity, SaKeys, spi};
+use super::schedule::{SaIdentity, SaKeys, queue_of, spi};
 use super::{CipherLibrary, EspDrop, InboundSa, Opened, OutboundSa, SaTraffic, Sealed};
 use crate::types::{BootId, Epoch, Queues, Spi, Time};
 use crate::wire::esp::{Datagram, MAX_DATAGRAM_LEN, NextHeader, classify};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// SAs of one direction in one worker: 1000 peers on 21 networks in three epochs; about 2 KiB each.
-pub const MAX_SAS_PER_DIRECTION: usize = 1 << 16;
-/// Receiving SAs with one SPI: bounds the work that one datagram can cause. Of 2^16 random tags of 24 bits, five are
-/// equal in fewer than one of 10^6 databases.
+/// SAs of one direction in one worker: 1000 peers on 21 networks in three epochs, four queues each; about 2 KiB each.
+pub const MAX_SAS_PER_DIRECTION: usize = 1 << 18;
+/// Receiving SAs with one SPI: bounds the work that one datagram can cause. Of the random tags of
+/// 24 bits that a full table has for one of three epochs, five are equal in fewer than one of 10^6 databases.
 pub const MAX_CANDIDATES: usize = 4;
 /// Erased epochs remembered one by one; past that all older than the oldest of them are refused too. 1024 rotations
 /// are 17 hours at the shortest interval, and at most three epochs are alive.
@@ -34,6 +34,11 @@ pub struct WorkerShare {
 impl WorkerShare {
     /// The only worker.
     pub const WHOLE: WorkerShare = WorkerShare { worker: 0, workers: 1 };
+
+    /// Whether this worker is the one for a queue: the SAs of it are in its database and in no other.
+    pub fn owns(self, queue: u8) -> bool {
+        self.workers != 0 && queue % self.workers == self.worker
+    }
 }
 
 /// Why an SA was not installed. Nothing was changed.
@@ -145,6 +150,11 @@ impl SaDatabase {
         }
     }
 
+    /// Which SAs these are.
+    pub fn share(&self) -> WorkerShare {
+        self.share
+    }
+
     /// The boot whose SAs these are.
     pub fn boot(&self) -> BootId {
         self.boot
@@ -166,8 +176,7 @@ impl SaDatabase {
     /// Makes or enables the receiving SA `identity`. One that was suspended takes everything up to its highest
     /// sequence number as seen.
     pub fn install_inbound(&mut self, identity: &SaIdentity, keys: &SaKeys) -> Result<InboundIndex, InstallError> {
-        let ours = self.share.workers != 0 && identity.queue % self.share.workers == self.share.worker;
-        self.admit(identity, keys, identity.dst_boot, ours)?;
+        self.admit(identity, keys, identity.dst_boot, self.share.owns(identity.queue))?;
         if let Some(handle) = self.inbound.find(identity) {
             self.inbound.get_mut(handle).into_iter().for_each(InboundSa::resume);
             return Ok(InboundIndex(handle));
@@ -266,6 +275,7 @@ impl SaDatabase {
         };
         let candidates = self.by_spi.get(&header.spi).copied().unwrap_or_default();
         match *candidates.as_slice() {
+            [] if !self.share.owns(queue_of(header.spi)) => Err(EspDrop::WrongWorker),
             [] => Err(EspDrop::UnknownSpi),
             [handle] => {
                 let opened = self.inbound.get_mut(handle).ok_or(EspDrop::UnknownSpi)?.open(datagram, now)?;

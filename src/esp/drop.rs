@@ -11,6 +11,8 @@ pub enum EspDrop {
     SpiZero,
     /// No SA has this SPI.
     UnknownSpi,
+    /// The SPI's queue is another worker's, who alone may judge it.
+    WrongWorker,
     /// The IV's low half is not the sequence number.
     IvMismatch,
     /// This sequence number was received before.
@@ -35,11 +37,12 @@ pub enum EspDrop {
 
 impl EspDrop {
     /// Every reason, in order.
-    pub const ALL: [EspDrop; 14] = [
+    pub const ALL: [EspDrop; 15] = [
         EspDrop::TooShort,
         EspDrop::TooLong,
         EspDrop::SpiZero,
         EspDrop::UnknownSpi,
+        EspDrop::WrongWorker,
         EspDrop::IvMismatch,
         EspDrop::Replayed,
         EspDrop::TooOld,
@@ -59,6 +62,7 @@ impl EspDrop {
             EspDrop::TooLong => "too_long",
             EspDrop::SpiZero => "spi_zero",
             EspDrop::UnknownSpi => "unknown_spi",
+            EspDrop::WrongWorker => "wrong_worker",
             EspDrop::IvMismatch => "iv_mismatch",
             EspDrop::Replayed => "replayed",
             EspDrop::TooOld => "too_old",

@@ -140,6 +140,11 @@ pub fn spi(identity: &SaIdentity) -> Spi {
     spi_from_parts(u32::from_be_bytes([0, a, b, c]), identity.epoch, identity.queue)
 }
 
+/// The queue in an SPI.
+pub fn queue_of(spi: Spi) -> u8 {
+    (spi.0 & (u32::from(Queues::MAX) - 1)) as u8
+}
+
 fn spi_from_parts(tag24: u32, epoch: Epoch, queue: u8) -> Spi {
     let low = ((epoch.0 % 16) << QUEUE_BITS) | (u32::from(queue) & 0x0f);
     Spi((tag24.max(1) << 8) | low)

@@ -10,7 +10,7 @@ use super::verbs::{
 };
 use crate::sys::seqpacket::SeqPacket;
 use crate::sys::tun::{TunDevice, TunDriver};
-use crate::types::TaskId;
+use crate::types::{Queues, TaskId};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use smol::Async;
@@ -179,17 +179,19 @@ impl HelperClient {
         }
     }
 
-    /// Makes the task's network namespace; the devices come back in the order of the interfaces.
+    /// Makes the task's network namespace; the devices' queues come back in the order of the interfaces.
     pub async fn create_task_network(
         &self,
         task: TaskId,
         interfaces: Vec<Interface>,
         driver: TunDriver,
-    ) -> Result<Vec<TunDevice>, VerbError> {
-        let wanted = interfaces.len();
-        match self.call(&Verb::CreateTaskNetwork { task, interfaces, driver }, &[]).await? {
-            (Answer::Network, fds) if fds.len() == wanted => {
-                Ok(fds.into_iter().map(|fd| TunDevice::from_fd(fd, driver)).collect())
+        queues: Queues,
+    ) -> Result<Vec<Vec<TunDevice>>, VerbError> {
+        let (devices, each) = (interfaces.len(), usize::from(driver.queues(queues).count()));
+        match self.call(&Verb::CreateTaskNetwork { task, interfaces, driver, queues }, &[]).await? {
+            (Answer::Network, fds) if fds.len() == devices * each => {
+                let mut fds = fds.into_iter().map(|fd| TunDevice::from_fd(fd, driver));
+                Ok((0..devices).map(|_| fds.by_ref().take(each).collect()).collect())
             }
             (other, _) => Err(unexpected(&other)),
         }

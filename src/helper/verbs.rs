@@ -9,7 +9,7 @@
 #![deny(clippy::disallowed_methods)]
 
 use crate::sys::tun::TunDriver;
-use crate::types::{TaskId, UnixTime};
+use crate::types::{Queues, TaskId, UnixTime};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::fmt;
@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 /// Bytes of the longest message: Linux gives a Unix socket 208 KiB of send buffer by default, and a command line
 /// with its environment rarely needs a tenth of this.
 pub const MAX_MESSAGE_BYTES: usize = 128 * 1024;
-/// Interfaces of one task: as many as descriptors fit a message.
-pub const MAX_INTERFACES: usize = crate::sys::seqpacket::MAX_FDS;
+/// Interfaces of one task. The queues of all together must fit one message.
+pub const MAX_INTERFACES: usize = 16;
 /// Arguments, and variables, of one command.
 pub const MAX_STRINGS: usize = 4096;
 /// Bytes of an image's name.
@@ -184,8 +184,8 @@ pub enum SignalTarget {
 /// What can be asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verb {
-    /// Make a network namespace with one TUN for each interface. Answer: [`Answer::Network`] with their
-    /// descriptors in order.
+    /// Make a network namespace with one TUN for each interface. Answer: [`Answer::Network`] with the descriptors of
+    /// the first one's queues, then of the second one's, and so on.
     CreateTaskNetwork {
         /// The task.
         task: TaskId,
@@ -193,6 +193,8 @@ pub enum Verb {
         interfaces: Vec<Interface>,
         /// How packets are framed.
         driver: TunDriver,
+        /// Queues of each TUN; the driver may not be able to have more than one ([`TunDriver::queues`]).
+        queues: Queues,
     },
     /// Start a task. Three descriptors may come with it (standard input, output, error), or none (`/dev/null`).
     /// Answer: [`Answer::Started`]; its end is [`Event::TaskExited`].
@@ -248,7 +250,7 @@ pub const SIGNALS: [i32; 9] = [1, 2, 3, 9, 10, 12, 15, 18, 28];
 pub enum Answer {
     /// Done.
     Done,
-    /// The network is made; the TUN descriptors are beside the message, in the order of the interfaces.
+    /// The network is made; the TUN descriptors are beside the message, in the order of the interfaces and queues.
     Network,
     /// The task runs.
     Started {
@@ -419,7 +421,12 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, VerbError> 
 /// The ranges that the types alone do not hold.
 fn validate(verb: &Verb) -> Result<(), VerbError> {
     match verb {
-        Verb::CreateTaskNetwork { interfaces, .. } => validate_interfaces(interfaces),
+        Verb::CreateTaskNetwork { interfaces, driver, queues, .. } => {
+            let descriptors = interfaces.len() * usize::from(driver.queues(*queues).count());
+            let text = "more devices and queues than fit one answer: start the daemon with fewer --data-workers";
+            require(descriptors <= crate::sys::seqpacket::MAX_FDS, text)?;
+            validate_interfaces(interfaces)
+        }
         Verb::StartTask(launch) => {
             require(is_hostname(&launch.hostname), "a hostname has letters, digits, `-` and `.`, at most 63")?;
             validate_command(&launch.command)

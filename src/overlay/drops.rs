@@ -65,6 +65,9 @@ drop_reasons! {
     SpiZero => "spi_zero",
     /// No security association has this SPI.
     UnknownSpi => "unknown_spi",
+    /// The datagram came to a worker that does not own its SPI's queue: sent to a worker's own port, or the port is
+    /// shared with another process.
+    WrongWorker => "wrong_worker",
     /// The security association is not in use now.
     Suspended => "suspended",
     /// The low half of the IV is not the sequence number.

@@ -16,6 +16,7 @@ pub mod privileges;
 pub mod process;
 pub mod random;
 pub mod seqpacket;
+pub mod steer;
 pub mod tun;
 pub mod udp;
 pub mod uevent;

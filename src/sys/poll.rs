@@ -61,11 +61,20 @@ impl PollSet {
 
     /// Tells with `key` when `source` becomes readable. `usize::MAX` is no key.
     pub fn register<S: AsFd + AsRawFd>(&self, source: S, key: usize) -> io::Result<Polled<S>> {
+        self.add(source, key, READABLE)
+    }
+
+    /// Tells with `key` only that `source` is broken.
+    pub fn hold<S: AsFd + AsRawFd>(&self, source: S, key: usize) -> io::Result<Polled<S>> {
+        self.add(source, key, EpollFlags::EPOLLET)
+    }
+
+    fn add<S: AsFd + AsRawFd>(&self, source: S, key: usize, interest: EpollFlags) -> io::Result<Polled<S>> {
         let key = key as u64;
         if key == WAKE_KEY {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "this key is taken"));
         }
-        self.epoll.add(&source, EpollEvent::new(READABLE, key))?;
+        self.epoll.add(&source, EpollEvent::new(interest, key))?;
         Ok(Polled { source, key, epoll: Arc::clone(&self.epoll) })
     }
 

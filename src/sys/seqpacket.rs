@@ -10,12 +10,9 @@ use nix::sys::socket::{
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-/// The most descriptors that this side accepts in one message: the interfaces of one task, or three of stdio.
-pub const MAX_FDS: usize = 16;
-
-/// The most descriptors that the kernel puts into one message (`SCM_MAX_FD`). The control buffer has room for
-/// all of them, so that none is ever installed here without an owner.
-const KERNEL_MAX_FDS: usize = 253;
+/// The most descriptors in one message, by the kernel's own bound (`SCM_MAX_FD`): the queues of one task's interfaces.
+/// The control buffer has room for all of them, so that none is ever installed here without an owner.
+pub const MAX_FDS: usize = 253;
 
 /// One end of a pair.
 #[derive(Debug)]
@@ -71,10 +68,10 @@ impl SeqPacket {
         }
     }
 
-    /// Receives one message; `None` at the end of the stream. A message longer than the buffer or with more
-    /// than [`MAX_FDS`] descriptors is dropped with `InvalidData`.
+    /// Receives one message; `None` at the end of the stream. A message longer than the buffer is dropped with
+    /// `InvalidData`.
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<Received>> {
-        let mut control = cmsg_space!([RawFd; KERNEL_MAX_FDS]);
+        let mut control = cmsg_space!([RawFd; MAX_FDS]);
         let mut pieces = [IoSliceMut::new(buffer)];
         let message = loop {
             match recvmsg::<()>(self.0.as_raw_fd(), &mut pieces, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC) {
@@ -91,9 +88,6 @@ impl SeqPacket {
         }
         if message.flags.contains(MsgFlags::MSG_TRUNC) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "message longer than its bound"));
-        }
-        if fds.len() > MAX_FDS {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "more descriptors than allowed"));
         }
         Ok((message.bytes > 0).then_some(Received { length: message.bytes, fds }))
     }

@@ -5,9 +5,14 @@
 //! for old kernels and as the reference in differential tests. Both start with all offloads off; the owner of
 //! the descriptor turns them on when it can use them.
 //!
+//! A device may be opened several times, each time for a queue of its own (`IFF_MULTI_QUEUE`), which the plain driver
+//! cannot either: each queue is read and written by itself, and the kernel hands a flow's packets to the queue on which
+//! the flow's packets were last written.
+//!
 //! The namespace of a device is the one of the thread that *opened* `/dev/net/tun`, not of `TUNSETIFF`.
 
 use super::{check, explain};
+use crate::types::Queues;
 use nix::sys::uio;
 use serde::{Deserialize, Serialize};
 use std::fs::OpenOptions;
@@ -29,7 +34,18 @@ pub enum TunDriver {
     Plain,
 }
 
-/// An open TUN device: non-blocking, closed on drop (and the interface with it), close-on-exec.
+impl TunDriver {
+    /// The queues of a device of which `wanted` were asked for.
+    pub fn queues(self, wanted: Queues) -> Queues {
+        match self {
+            TunDriver::Vnet => wanted,
+            TunDriver::Plain => Queues::ONE,
+        }
+    }
+}
+
+/// One queue of an open TUN device, often the only one: non-blocking, closed on drop (and with the last one the
+/// interface), close-on-exec.
 #[derive(Debug)]
 pub struct TunDevice {
     fd: OwnedFd,
@@ -45,6 +61,15 @@ impl TunDevice {
         }
     }
 
+    /// Opens the interface `name` in the current thread's network namespace and makes it, with as many of the wanted
+    /// queues as the driver can ([`TunDriver::queues`]).
+    pub fn open_queues(name: &str, driver: TunDriver, wanted: Queues) -> io::Result<Vec<TunDevice>> {
+        match driver.queues(wanted) {
+            Queues::ONE => Ok(vec![TunDevice::open(name, driver)?]),
+            several => several.numbers().map(|_| TunDevice::open_vnet_as(name, libc::IFF_MULTI_QUEUE)).collect(),
+        }
+    }
+
     /// Whether devices can be made here. Errors say what to do; better told at the start than at the first task.
     pub fn check_available() -> io::Result<()> {
         OpenOptions::new().read(true).write(true).open(DEVICE).map(drop).map_err(device_error)
@@ -52,13 +77,17 @@ impl TunDevice {
 
     /// The fast driver: vnet header, offload mask 0.
     pub fn open_vnet(name: &str) -> io::Result<TunDevice> {
+        TunDevice::open_vnet_as(name, 0)
+    }
+
+    fn open_vnet_as(name: &str, more_flags: libc::c_int) -> io::Result<TunDevice> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
             .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
             .open(DEVICE)
             .map_err(device_error)?;
-        let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | more_flags;
         let mut request = super::interface::request(name)?;
         request.ifr_ifru.ifru_flags = flags as libc::c_short;
         // SAFETY: TUNSETIFF reads and writes one `ifreq`, which outlives the call.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::str::FromStr;
 
 /// The number of a node's sending queues, 1..=16: one for each of its data plane's workers, each with SAs of its own
 /// (RFC 9611). It is fixed for a boot.
@@ -11,7 +12,7 @@ pub struct Queues(u8);
 
 /// Not a number of queues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the number of queues must be between 1 and 16, not {0}")]
+#[error("a number between 1 and 16 is wanted, not {0}")]
 pub struct QueuesError(pub u8);
 
 impl Queues {
@@ -36,6 +37,15 @@ impl TryFrom<u8> for Queues {
 
     fn try_from(count: u8) -> Result<Queues, QueuesError> {
         if (1..=Queues::MAX).contains(&count) { Ok(Queues(count)) } else { Err(QueuesError(count)) }
+    }
+}
+
+impl FromStr for Queues {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Queues, String> {
+        let count = text.parse::<u8>().map_err(|_| format!("{text:?} is no number between 1 and {}", Queues::MAX))?;
+        Queues::try_from(count).map_err(|error| error.to_string())
     }
 }
 

@@ -15,22 +15,22 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
 /// A device on its way in.
-struct NewEndpoint {
+struct NewEndpoint<'a> {
     endpoint: EndpointKey,
     address: IpAddr,
-    tun: OwnedFd,
+    queues: &'a [OwnedFd],
     vnet: bool,
 }
 
 impl Tables {
     /// Applies a command that concerns the tables alone; others are the worker's, and are ignored. Devices are
     /// registered in `poll` under their number plus `first_key`.
-    pub(in super::super) fn apply(&mut self, command: DataCommand, poll: &PollSet, first_key: usize) {
-        match command {
+    pub(in super::super) fn apply(&mut self, command: &DataCommand, poll: &PollSet, first_key: usize) {
+        match *command {
             DataCommand::SetNetwork { network, transform, subnet } => self.set_network(network, transform, subnet),
             DataCommand::RemoveNetwork { network } => self.remove_network(network),
-            DataCommand::AddEndpoint { endpoint, address, tun, vnet } => {
-                let new = NewEndpoint { endpoint, address, tun, vnet };
+            DataCommand::AddEndpoint { endpoint, address, ref queues, vnet } => {
+                let new = NewEndpoint { endpoint, address, queues, vnet };
                 if let Err(error) = self.add_endpoint(new, poll, first_key) {
                     self.events.push(DataEvent::EndpointLost { endpoint, error });
                 }
@@ -45,8 +45,8 @@ impl Tables {
                     peer.set_address(address);
                 }
             }
-            DataCommand::InstallSa { identity, keys, direction } => {
-                let done = self.install_sa(&identity, &keys, direction);
+            DataCommand::InstallSa { identity, ref keys, direction } => {
+                let done = self.install_sa(&identity, keys, direction);
                 self.report_refusal(identity, done);
             }
             DataCommand::SuspendSa { identity } => {
@@ -94,16 +94,21 @@ impl Tables {
         self.networks.remove(number);
     }
 
-    fn add_endpoint(&mut self, new: NewEndpoint, poll: &PollSet, first_key: usize) -> Result<(), String> {
-        let NewEndpoint { endpoint: key, address, tun, vnet } = new;
+    fn add_endpoint(&mut self, new: NewEndpoint<'_>, poll: &PollSet, first_key: usize) -> Result<(), String> {
+        let NewEndpoint { endpoint: key, address, queues, vnet } = new;
         self.remove_endpoint(key);
         let network = *self.network_numbers.get(&key.network).ok_or("its network is not known")?;
+        let own = queues.get(usize::from(self.sas.share().worker));
+        let queue = own.or(queues.first()).ok_or("its device has no queue")?;
+        let tun = queue.try_clone().map_err(|error| format!("cannot take over its device: {error}"))?;
         set_nonblocking(&tun).map_err(|error| format!("cannot make its device non-blocking: {error}"))?;
         let offloads = if vnet { device_offloads(&tun, self.usable_offloads()) } else { Offloads::NONE };
         let entry = self.endpoints.vacant_entry();
         let number = entry.key();
         let table = &mut self.networks.get_mut(network).ok_or("its network is not known")?.table;
-        let tun = poll.register(tun, first_key + number).map_err(|error| format!("cannot poll its device: {error}"))?;
+        let key_of_device = first_key + number;
+        let tun = if own.is_some() { poll.register(tun, key_of_device) } else { poll.hold(tun, key_of_device) };
+        let tun = tun.map_err(|error| format!("cannot poll its device: {error}"))?;
         table.add_local(address, LocalIndex(number as u32)).map_err(|error| error.to_string())?;
         entry.insert(Endpoint {
             key,

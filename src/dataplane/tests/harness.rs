@@ -14,7 +14,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use smol::channel::Receiver;
 use smol::future::FutureExt as _;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
@@ -37,6 +37,7 @@ pub(super) fn generation(index: u64) -> Generation {
 pub(super) struct Node {
     pub(super) data: Dataplane,
     pub(super) id: NodeId,
+    pub(super) workers: Queues,
     boot: BootId,
     events: Receiver<DataEvent>,
 }
@@ -47,12 +48,17 @@ impl Node {
     }
 
     pub(super) fn start_with(number: u8, offloads: Offloads) -> Node {
+        Node::with_workers(number, 1, offloads)
+    }
+
+    pub(super) fn with_workers(number: u8, workers: u8, offloads: Offloads) -> Node {
+        let workers = Queues::try_from(workers).unwrap();
         let boot = BootId([number; 8]);
         let bind = SocketAddr::from(([127, 0, 0, number], 0));
-        let config = DataplaneConfig { bind, boot, clock: Clock::start(), workers: Queues::ONE, offloads };
+        let config = DataplaneConfig { bind, boot, clock: Clock::start(), workers, offloads };
         let data = Dataplane::start(config).unwrap();
         let events = data.events();
-        Node { data, id: NodeId::from_random([number; 17]), boot, events }
+        Node { data, id: NodeId::from_random([number; 17]), workers, boot, events }
     }
 
     pub(super) fn apply(&self, commands: Vec<DataCommand>) {
@@ -96,10 +102,12 @@ impl Node {
 
     pub(super) fn add_container(&self, network_number: u8, address: &str, vnet: bool) -> Container {
         let (tun, socket) = seqpacket_pair();
+        let (mut queues, more): (Vec<OwnedFd>, _) = (1..self.workers.count()).map(|_| seqpacket_pair()).unzip();
+        queues.insert(0, tun);
         let address: IpAddr = address.parse().unwrap();
         let endpoint = endpoint_key(network_number, address);
-        self.apply(vec![DataCommand::AddEndpoint { endpoint, address, tun, vnet }]);
-        Container { socket, address, endpoint, vnet, cut: Mutex::default() }
+        self.apply(vec![DataCommand::AddEndpoint { endpoint, address, queues, vnet }]);
+        Container { socket, more, address, endpoint, vnet, cut: Mutex::default() }
     }
 
     pub(super) fn set_network(&self, number: u8, transform: Transform) {
@@ -163,6 +171,11 @@ pub(super) fn identity(from: &Node, to: &Node, epoch: u32, transform: Transform)
     }
 }
 
+/// The SAs like this one of all queues of the node that sends with them.
+pub(super) fn of_queues(identity: SaIdentity, sender: &Node) -> impl Iterator<Item = SaIdentity> + use<> {
+    sender.workers.numbers().map(move |queue| SaIdentity { queue, ..identity })
+}
+
 /// Two nodes that share a network.
 pub(super) struct Pair {
     pub(super) a: Node,
@@ -177,7 +190,16 @@ impl Pair {
     }
 
     pub(super) fn start_with(transform: Transform, offloads: Offloads) -> Pair {
-        let pair = Pair { a: Node::start_with(2, offloads), b: Node::start_with(3, offloads), transform };
+        Pair::of(Node::start_with(2, offloads), Node::start_with(3, offloads), transform)
+    }
+
+    pub(super) fn with_workers(transform: Transform, at_a: u8, at_b: u8) -> Pair {
+        let node = |number, workers| Node::with_workers(number, workers, Offloads::ALL);
+        Pair::of(node(2, at_a), node(3, at_b), transform)
+    }
+
+    fn of(a: Node, b: Node, transform: Transform) -> Pair {
+        let pair = Pair { a, b, transform };
         for (node, peer) in [(&pair.a, &pair.b), (&pair.b, &pair.a)] {
             node.set_network(NETWORK, transform);
             node.set_peer_address(peer, peer.data.address());
@@ -195,23 +217,26 @@ impl Pair {
         identity(&self.b, &self.a, epoch, self.transform)
     }
 
-    /// The SAs of an epoch, the receiving sides first.
+    /// The SAs of an epoch and all queues, the receiving sides first.
     pub(super) fn install(&self, epoch: u32) {
-        self.b.install(self.a_to_b(epoch), Direction::Inbound);
-        self.a.install(self.b_to_a(epoch), Direction::Inbound);
+        let (to_b, to_a) = (self.a_to_b(epoch), self.b_to_a(epoch));
+        of_queues(to_b, &self.a).for_each(|sa| self.b.install(sa, Direction::Inbound));
+        of_queues(to_a, &self.b).for_each(|sa| self.a.install(sa, Direction::Inbound));
         // Their answers say that they have come so far.
         self.a.stats();
         self.b.stats();
-        self.a.install(self.a_to_b(epoch), Direction::Outbound);
-        self.b.install(self.b_to_a(epoch), Direction::Outbound);
+        of_queues(to_b, &self.a).for_each(|sa| self.a.install(sa, Direction::Outbound));
+        of_queues(to_a, &self.b).for_each(|sa| self.b.install(sa, Direction::Outbound));
     }
 
     pub(super) fn send_with(&self, epoch: u32) {
         let network = network(NETWORK);
-        let (outbound, peer) = (self.a_to_b(epoch), self.b.id);
-        self.a.apply(vec![DataCommand::SetSending { network, peer, outbound }]);
-        let (outbound, peer) = (self.b_to_a(epoch), self.a.id);
-        self.b.apply(vec![DataCommand::SetSending { network, peer, outbound }]);
+        let switch = |sa: SaIdentity, from: &Node, peer: NodeId| {
+            let all = of_queues(sa, from);
+            from.apply(all.map(|outbound| DataCommand::SetSending { network, peer, outbound }).collect());
+        };
+        switch(self.a_to_b(epoch), &self.a, self.b.id);
+        switch(self.b_to_a(epoch), &self.b, self.a.id);
     }
 
     /// One container on each node, known to both.
@@ -223,19 +248,31 @@ impl Pair {
 }
 
 pub(super) struct Container {
+    /// The first queue of its device.
     pub(super) socket: UnixDatagram,
+    /// The others.
+    more: Vec<UnixDatagram>,
     pub(super) address: IpAddr,
     pub(super) endpoint: EndpointKey,
     vnet: bool,
     /// What a super-packet was cut into.
-    cut: Mutex<VecDeque<Vec<u8>>>,
+    cut: Mutex<BTreeMap<u8, VecDeque<Vec<u8>>>>,
 }
 
 impl Container {
     /// Sends a packet as the container's kernel would.
     pub(super) fn send(&self, packet: &[u8]) {
+        self.send_on(0, packet);
+    }
+
+    /// The kernel chooses this queue.
+    pub(super) fn send_on(&self, queue: u8, packet: &[u8]) {
         let header: &[u8] = if self.vnet { &[0; 10] } else { &[] };
-        self.socket.send(&[header, packet].concat()).unwrap();
+        self.queue(queue).send(&[header, packet].concat()).unwrap();
+    }
+
+    fn queue(&self, queue: u8) -> &UnixDatagram {
+        [&self.socket].into_iter().chain(&self.more).nth(queue.into()).expect("a queue of the device")
     }
 
     pub(super) fn send_to(&self, destination: &Container, payload: &[u8]) {
@@ -245,19 +282,29 @@ impl Container {
     /// The next packet that was delivered, which must come in time; of a super-packet the next of those that the
     /// container's kernel would cut it into.
     pub(super) fn receive(&self) -> Vec<u8> {
+        self.receive_on(0)
+    }
+
+    /// The same of what is written to a queue.
+    pub(super) fn receive_on(&self, queue: u8) -> Vec<u8> {
         loop {
-            if let Some(packet) = self.cut.lock().unwrap().pop_front() {
+            if let Some(packet) = self.cut.lock().unwrap().entry(queue).or_default().pop_front() {
                 return packet;
             }
-            let frame = self.receive_frame();
-            self.cut.lock().unwrap().extend(if self.vnet { cut(&frame) } else { vec![frame] });
+            let frame = self.receive_frame_on(queue);
+            let packets = if self.vnet { cut(&frame) } else { vec![frame] };
+            self.cut.lock().unwrap().entry(queue).or_default().extend(packets);
         }
     }
 
     /// What is written to the device next, as it is.
     pub(super) fn receive_frame(&self) -> Vec<u8> {
+        self.receive_frame_on(0)
+    }
+
+    fn receive_frame_on(&self, queue: u8) -> Vec<u8> {
         let mut buffer = vec![0; 70_000];
-        let length = self.socket.recv(&mut buffer).expect("a packet in time");
+        let length = self.queue(queue).recv(&mut buffer).expect("a packet in time");
         buffer.truncate(length);
         buffer
     }
@@ -268,11 +315,13 @@ impl Container {
     }
 
     pub(super) fn expect_nothing(&self) {
-        assert!(self.cut.lock().unwrap().is_empty());
-        self.socket.set_nonblocking(true).unwrap();
-        let error = self.socket.recv(&mut [0; 10]).unwrap_err();
-        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
-        self.socket.set_nonblocking(false).unwrap();
+        assert!(self.cut.lock().unwrap().values().all(|packets| packets.is_empty()));
+        for socket in [&self.socket].into_iter().chain(&self.more) {
+            socket.set_nonblocking(true).unwrap();
+            let error = socket.recv(&mut [0; 10]).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+            socket.set_nonblocking(false).unwrap();
+        }
     }
 }
 

@@ -52,6 +52,12 @@ fn payloads_that_are_not_for_an_sa_are_sorted_out() {
     assert_eq!(to.open(&mut [1; 20], NOW), Err(EspDrop::TooShort));
     assert_eq!(to.open(&mut [], NOW), Err(EspDrop::TooShort));
     assert_eq!(to.open(&mut [1; 60], NOW), Err(EspDrop::UnknownSpi));
+    let mut third = SaDatabase::new(BootId([6; 8]), WorkerShare { worker: 2, workers: 4 });
+    for queue in 0..16 {
+        let mut datagram = [0xa0 | queue; 60];
+        let expected = if queue % 4 == 2 { EspDrop::UnknownSpi } else { EspDrop::WrongWorker };
+        assert_eq!(third.open(&mut datagram, NOW), Err(expected), "{queue}");
+    }
 }
 
 #[test]
@@ -303,6 +309,7 @@ fn summaries_show_every_sa() {
 const PEERS: u8 = 2;
 const NETWORKS: u8 = 2;
 const EPOCHS: u32 = 4;
+const MAX_WORKERS: u8 = 4;
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -311,7 +318,8 @@ enum Op {
     /// Packets through the SA that was installed last under this choice, however stale the index.
     Seal(Which, u8),
     Erase(u32),
-    Restart,
+    /// This node starts again, with so many workers.
+    Restart(u8),
     /// The peer starts again: new boot, new X25519 pair.
     PeerRestart(u8),
 }
@@ -322,15 +330,12 @@ struct Which {
     network: u8,
     epoch: u32,
     encrypted: bool,
+    queue: u8,
 }
 
 fn which() -> impl Strategy<Value = Which> {
-    (0..PEERS, 0..NETWORKS, 0..EPOCHS, any::<bool>()).prop_map(|(peer, network, epoch, encrypted)| Which {
-        peer,
-        network,
-        epoch,
-        encrypted,
-    })
+    let which = (0..PEERS, 0..NETWORKS, 0..EPOCHS, any::<bool>(), 0..MAX_WORKERS);
+    which.prop_map(|(peer, network, epoch, encrypted, queue)| Which { peer, network, epoch, encrypted, queue })
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -339,7 +344,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         4 => which().prop_map(Op::Suspend),
         16 => (which(), 1u8..4).prop_map(|(which, count)| Op::Seal(which, count)),
         2 => (0..EPOCHS).prop_map(Op::Erase),
-        1 => Just(Op::Restart),
+        1 => (1..=MAX_WORKERS).prop_map(Op::Restart),
         1 => (0..PEERS).prop_map(Op::PeerRestart),
     ];
     proptest::collection::vec(op, 1..120)
@@ -348,6 +353,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 /// Boots of this node and its peers; everything else follows from them.
 struct World {
     boot: u8,
+    workers: u8,
     peer_boots: [u8; PEERS as usize],
 }
 
@@ -374,6 +380,7 @@ impl World {
             src_public: ours.public(),
             dst_public: theirs.public(),
             epoch,
+            queue: which.queue,
             ..base
         };
         let master = Key32::new([which.epoch as u8; 32]);
@@ -382,8 +389,10 @@ impl World {
         (identity, keys)
     }
 
-    fn database(&self) -> SaDatabase {
-        SaDatabase::new(BootId([self.boot; 8]), WorkerShare::WHOLE)
+    /// One for each worker.
+    fn databases(&self) -> Vec<SaDatabase> {
+        let share = |worker| WorkerShare { worker, workers: self.workers };
+        (0..self.workers).map(|worker| SaDatabase::new(BootId([self.boot; 8]), share(worker))).collect()
     }
 }
 
@@ -391,40 +400,49 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn no_key_and_nonce_come_twice(ops in ops()) {
-        let mut world = World { boot: 1, peer_boots: [1; PEERS as usize] };
-        let mut database = world.database();
-        // What the data path holds: an index, and the key that the SA was made with.
-        let mut held: BTreeMap<Which, (OutboundIndex, [u8; 32], [u8; 4])> = BTreeMap::new();
+    fn no_key_and_nonce_come_twice(workers in 1..=MAX_WORKERS, ops in ops()) {
+        let mut world = World { boot: 1, workers, peer_boots: [1; PEERS as usize] };
+        let mut databases = world.databases();
+        // What the data path holds: a worker, an index, and the key that the SA was made with.
+        let mut held: BTreeMap<Which, (usize, OutboundIndex, [u8; 32], [u8; 4])> = BTreeMap::new();
         let mut nonces: BTreeSet<([u8; 32], [u8; 12])> = BTreeSet::new();
         for op in ops {
             match op {
                 Op::Install(which) => {
                     let (identity, keys) = world.derive(which);
-                    let erased = database.erased.contains(identity.epoch);
-                    let installed = database.install_outbound(&identity, &keys);
-                    prop_assert_eq!(installed.is_err(), erased);
-                    if let Ok(index) = installed {
-                        held.insert(which, (index, *keys.key().expose(), keys.salt()));
+                    // Also at the workers that must not have it.
+                    for (worker, database) in databases.iter_mut().enumerate() {
+                        let refused = worker != usize::from(which.queue) || database.erased.contains(identity.epoch);
+                        let installed = database.install_outbound(&identity, &keys);
+                        prop_assert_eq!(installed.is_err(), refused);
+                        if let Ok(index) = installed {
+                            held.insert(which, (worker, index, *keys.key().expose(), keys.salt()));
+                        }
                     }
                 }
                 Op::Suspend(which) => {
-                    database.suspend(&world.derive(which).0);
+                    let identity = world.derive(which).0;
+                    for database in &mut databases {
+                        database.suspend(&identity);
+                    }
                 }
                 Op::Seal(which, count) => {
-                    let Some(&(index, key, salt)) = held.get(&which) else { continue };
+                    let Some(&(worker, index, key, salt)) = held.get(&which) else { continue };
                     for _ in 0..count {
-                        let Ok(datagram) = seal(&mut database, index, b"packet") else { continue };
+                        let Ok(datagram) = seal(&mut databases[worker], index, b"packet") else { continue };
                         let nonce: [u8; 12] = [&salt, &datagram[8..16]].concat().try_into().unwrap();
                         prop_assert!(nonces.insert((key, nonce)), "{:?} repeats {:?}", which, nonce);
                     }
                 }
                 Op::Erase(epoch) => {
-                    database.erase_epoch(Epoch(epoch));
+                    for database in &mut databases {
+                        database.erase_epoch(Epoch(epoch));
+                    }
                 }
-                Op::Restart => {
+                Op::Restart(workers) => {
                     world.boot += 1;
-                    database = world.database();
+                    world.workers = workers;
+                    databases = world.databases();
                     held.clear();
                 }
                 Op::PeerRestart(peer) => world.peer_boots[usize::from(peer)] += 1,

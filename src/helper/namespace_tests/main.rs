@@ -10,6 +10,7 @@ use formic::helper;
 use formic::helper::verbs::{Environment, ErrorKind, Event, Image, ImageName, SignalTarget, TaskLaunch};
 use formic::sys::privileges;
 use formic::sys::tun::{TunDevice, TunDriver};
+use formic::types::Queues;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -25,6 +26,7 @@ use support::{
 type Case = fn();
 const CASES: &[(&str, Case)] = &[
     ("a_task_network_has_its_devices", network),
+    ("a_flow_stays_on_the_queue_it_was_answered_on", several_queues),
     ("the_plain_driver_frames_nothing", plain_network),
     ("the_host_image_is_read_only_and_private", host_image),
     ("an_imported_image_is_copy_on_write", named_image),
@@ -130,10 +132,10 @@ fn network() {
     let fixture = start();
     let task = task_id(1);
     let interfaces = vec![interface("eth0", "10.9.0.2/24"), interface("eth1", "10.10.0.2/16")];
-    let make = fixture.client.create_task_network(task, interfaces.clone(), TunDriver::Vnet);
-    let devices = within("network", make).unwrap();
+    let make = fixture.client.create_task_network(task, interfaces.clone(), TunDriver::Vnet, Queues::ONE);
+    let devices: Vec<TunDevice> = within("network", make).unwrap().into_iter().flatten().collect();
     assert_eq!(devices.iter().map(TunDevice::header_len).collect::<Vec<_>>(), [10, 10]);
-    let again = within("network", fixture.client.create_task_network(task, interfaces, TunDriver::Vnet));
+    let again = within("network", fixture.client.create_task_network(task, interfaces, TunDriver::Vnet, Queues::ONE));
     assert_eq!(again.unwrap_err().kind, ErrorKind::Exists);
     let launch = TaskLaunch { task, image: Image::Host, command: shell("sleep 1000"), hostname: "web".to_owned() };
     within("start", fixture.client.start_task(launch.clone(), None)).unwrap();
@@ -167,15 +169,66 @@ fn expect_packet(device: &TunDevice, header_len: usize, destination: [u8; 4]) {
     assert_eq!((packet[0], &packet[16..20]), (0x45, &destination[..]));
 }
 
+/// The data plane relies on it: both ways of a flow go through one worker.
+fn several_queues() {
+    let fixture = start();
+    let (task, four) = (task_id(1), Queues::try_from(4).unwrap());
+    let interfaces = vec![interface("eth0", "10.9.0.2/24"), interface("eth1", "10.10.0.2/16")];
+    let make = fixture.client.create_task_network(task, interfaces, TunDriver::Vnet, four);
+    let devices = within("network", make).unwrap();
+    assert_eq!(devices.iter().map(Vec::len).collect::<Vec<_>>(), [4, 4]);
+    let launch = TaskLaunch { task, image: Image::Host, command: shell("sleep 1000"), hostname: String::new() };
+    within("start", fixture.client.start_task(launch, None)).unwrap();
+    let [_, queues] = &devices[..] else { panic!("two devices") };
+    std::thread::scope(|scope| {
+        let ping = command(&["ping", "-c", "6", "-i", "0.2", "-W", "5", "10.10.0.9"]);
+        let pinging = scope.spawn(|| fixture.exec(task, ping));
+        let mut answered_on = None;
+        for _ in 0..6 {
+            let (queue, mut request) = next_packet(queues);
+            assert!(answered_on.is_none_or(|expected| expected == queue), "not where it was answered");
+            answer_ping(&mut request);
+            let other = (queue + 1) % queues.len();
+            queues[other].write(&request).unwrap();
+            answered_on = Some(other);
+        }
+        assert_eq!(pinging.join().unwrap().0, 0, "every ping is answered");
+    });
+}
+
+/// The next packet of any queue, and which.
+fn next_packet(queues: &[TunDevice]) -> (usize, Vec<u8>) {
+    let mut buffer = [0; 2048];
+    let mut found = None;
+    wait_until("a packet", || {
+        let read = queues.iter().enumerate().find_map(|(queue, it)| Some((queue, it.read(&mut buffer).ok()?)));
+        found = read.map(|(queue, length)| (queue, buffer[..length].to_vec()));
+        found.is_some()
+    });
+    found.unwrap()
+}
+
+/// Turns an echo request behind a vnet header into its answer. Swapped addresses change no checksum; the type does.
+fn answer_ping(framed: &mut [u8]) {
+    let packet = &mut framed[10..];
+    let (source, destination): ([u8; 4], [u8; 4]) =
+        (packet[12..16].try_into().unwrap(), packet[16..20].try_into().unwrap());
+    packet[12..16].copy_from_slice(&destination);
+    packet[16..20].copy_from_slice(&source);
+    packet[20] = 0;
+    let sum = u32::from(u16::from_be_bytes([packet[22], packet[23]])) + 0x0800;
+    packet[22..24].copy_from_slice(&((sum & 0xffff) + (sum >> 16)).to_be_bytes()[2..]);
+}
+
 fn plain_network() {
     let fixture = start();
-    let task = task_id(1);
-    let make = fixture.client.create_task_network(task, vec![interface("eth0", "10.9.0.2/24")], TunDriver::Plain);
+    let (task, four) = (task_id(1), Queues::try_from(4).unwrap());
+    let make = fixture.client.create_task_network(task, vec![interface("eth0", "10.9.0.2/24")], TunDriver::Plain, four);
     let devices = within("network", make).unwrap();
     let launch = TaskLaunch { task, image: Image::Host, command: shell("sleep 1000"), hostname: String::new() };
     within("start", fixture.client.start_task(launch, None)).unwrap();
     fixture.exec(task, command(&["ping", "-c", "1", "-W", "1", "10.9.0.77"]));
-    let [device] = &devices[..] else { panic!("one device") };
+    let [[device]] = &devices.iter().map(Vec::as_slice).collect::<Vec<_>>()[..] else { panic!("one queue") };
     assert_eq!(device.header_len(), 0);
     expect_packet(device, 0, [10, 9, 0, 77]);
 }
@@ -656,7 +709,8 @@ fn removal() {
     let fixture = start();
     let (image, _) = fixture.busybox("busy");
     let task = task_id(1);
-    let make = fixture.client.create_task_network(task, vec![interface("eth0", "10.9.0.2/24")], TunDriver::Vnet);
+    let make =
+        fixture.client.create_task_network(task, vec![interface("eth0", "10.9.0.2/24")], TunDriver::Vnet, Queues::ONE);
     let devices = within("network", make).unwrap();
     let launch =
         TaskLaunch { task, image: Image::Named(image), command: command(&["sleep", "1000"]), hostname: String::new() };
@@ -668,7 +722,7 @@ fn removal() {
     assert_eq!(fs::read_dir(fixture.scratch.state().join("tasks")).unwrap().count(), 0);
     within("remove", fixture.client.remove_task(task)).expect("an unknown task is gone");
     let never_started = task_id(2);
-    let make = fixture.client.create_task_network(never_started, Vec::new(), TunDriver::Vnet);
+    let make = fixture.client.create_task_network(never_started, Vec::new(), TunDriver::Vnet, Queues::ONE);
     within("network", make).unwrap();
     within("remove", fixture.client.remove_task(never_started)).unwrap();
     fixture.client.shut_down().unwrap();

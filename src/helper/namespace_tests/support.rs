@@ -4,7 +4,7 @@ use formic::helper::verbs::{CommandSpec, Event, ExecId, Image, ImageName, Interf
 use formic::helper::{self, HelperClient, HelperHandle, HelperOptions, Stdio};
 use formic::sys::privileges;
 use formic::sys::tun::TunDriver;
-use formic::types::TaskId;
+use formic::types::{Queues, TaskId};
 use smol::channel::Receiver;
 use smol::future::FutureExt;
 use std::fs::{self, File};
@@ -120,7 +120,8 @@ impl Fixture {
         stdio: Option<Stdio>,
     ) -> Result<u32, VerbError> {
         let task = task_id(number);
-        let devices = within("network", self.client.create_task_network(task, Vec::new(), TunDriver::Vnet)).unwrap();
+        let devices =
+            within("network", self.client.create_task_network(task, Vec::new(), TunDriver::Vnet, Queues::ONE)).unwrap();
         assert!(devices.is_empty());
         let launch = TaskLaunch { task, image, command, hostname: String::new() };
         within("start", self.client.start_task(launch, stdio))

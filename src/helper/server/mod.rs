@@ -177,7 +177,9 @@ impl<'a> Server<'a> {
 
     fn perform(&mut self, id: u64, verb: Verb, fds: Vec<OwnedFd>) -> Outcome {
         match verb {
-            Verb::CreateTaskNetwork { task, interfaces, driver } => self.create_network(task, &interfaces, driver),
+            Verb::CreateTaskNetwork { task, interfaces, driver, queues } => {
+                self.create_network(task, &interfaces, (driver, queues))
+            }
             Verb::StartTask(launch) => self.start_task(id, launch, fds),
             Verb::StopTask { task, grace_ms } => self.stop_task(task, Duration::from_millis(grace_ms.into())),
             Verb::RemoveTask { task } => self.remove_task(id, task),

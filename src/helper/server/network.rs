@@ -4,6 +4,7 @@ use crate::helper::verbs::Interface;
 use crate::sys::tun::{TunDevice, TunDriver};
 use crate::sys::udp::{TRAIN_BYTES, TRAIN_DATAGRAMS};
 use crate::sys::{interface, namespace};
+use crate::types::Queues;
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -11,18 +12,23 @@ use std::os::fd::OwnedFd;
 /// reader that is busy for a batch loses nothing.
 const TRANSMIT_QUEUE_PACKETS: u32 = 2000;
 
-/// Makes it. The devices are opened on the thread that is inside the namespace: that makes them belong to it.
-pub(super) fn create(interfaces: &[Interface], driver: TunDriver) -> io::Result<(OwnedFd, Vec<TunDevice>)> {
+/// Makes it, and gives the queues of all devices in order. The devices are opened on the thread that is inside the namespace: that makes them belong to it.
+pub(super) fn create(
+    interfaces: &[Interface],
+    driver: TunDriver,
+    queues: Queues,
+) -> io::Result<(OwnedFd, Vec<TunDevice>)> {
     namespace::in_new_network(|| {
         interface::set_up("lo")?;
         tolerate(interface::allow_ping())?;
-        interfaces.iter().map(|wanted| attach(wanted, driver)).collect()
+        let devices = interfaces.iter().map(|wanted| attach(wanted, driver, queues));
+        Ok(devices.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect())
     })
 }
 
-fn attach(wanted: &Interface, driver: TunDriver) -> io::Result<TunDevice> {
+fn attach(wanted: &Interface, driver: TunDriver, queues: Queues) -> io::Result<Vec<TunDevice>> {
     let name = wanted.name.as_str();
-    let device = TunDevice::open(name, driver)?;
+    let queues = TunDevice::open_queues(name, driver, queues)?;
     interface::set_mtu(name, wanted.mtu)?;
     tolerate(interface::set_queue_len(name, TRANSMIT_QUEUE_PACKETS))?;
     if driver == TunDriver::Vnet {
@@ -32,7 +38,7 @@ fn attach(wanted: &Interface, driver: TunDriver) -> io::Result<TunDevice> {
     tolerate(interface::disable_ipv6(name))?;
     interface::set_address(name, wanted.address)?;
     interface::set_up(name)?;
-    Ok(device)
+    Ok(queues)
 }
 
 /// The super-packets that make one train of datagrams: octets and packets. The kernel's TCP takes room for headers of

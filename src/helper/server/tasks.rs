@@ -14,7 +14,7 @@ use crate::helper::verbs::{
 use crate::sys::process::PidFd;
 use crate::sys::seqpacket::SeqPacket;
 use crate::sys::tun::TunDriver;
-use crate::types::TaskId;
+use crate::types::{Queues, TaskId};
 use ipnet::IpNet;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -108,14 +108,19 @@ impl Server<'_> {
         self.paths.tasks.join(task.0.to_string())
     }
 
-    pub(super) fn create_network(&mut self, id: TaskId, interfaces: &[Interface], driver: TunDriver) -> Outcome {
+    pub(super) fn create_network(
+        &mut self,
+        id: TaskId,
+        interfaces: &[Interface],
+        (driver, queues): (TunDriver, Queues),
+    ) -> Outcome {
         if self.tasks.contains_key(&id) {
             return Err(VerbError::new(ErrorKind::Exists, format!("the task {} is on this node already", id.0)));
         }
         if self.tasks.len() >= MAX_TASKS {
             return Err(VerbError::new(ErrorKind::Limit, format!("this node has {MAX_TASKS} tasks already")));
         }
-        let (namespace, devices) = network::create(interfaces, driver)?;
+        let (namespace, devices) = network::create(interfaces, driver, queues)?;
         let addresses = interfaces.iter().map(|interface| interface.address).collect();
         let task = Task { namespace, addresses, image: None, state: State::Idle, removals: Vec::new() };
         self.tasks.insert(id, task);

@@ -10,7 +10,7 @@ fn interface(name: &str, address: &str, mtu: u32) -> Interface {
 }
 
 fn network(interfaces: Vec<Interface>) -> Verb {
-    Verb::CreateTaskNetwork { task: task(), interfaces, driver: TunDriver::Vnet }
+    Verb::CreateTaskNetwork { task: task(), interfaces, driver: TunDriver::Vnet, queues: Queues::ONE }
 }
 
 fn command(argv: &[&str]) -> CommandSpec {
@@ -26,7 +26,10 @@ fn verbs() -> Vec<Verb> {
     let mut with_env = command(&["sh", "-c", "true"]);
     with_env.env = Environment(vec!["A=b".to_owned()]);
     with_env.dir = "/tmp".to_owned();
+    let interfaces = (0..16).map(|n| interface(&format!("eth{n}"), "10.0.0.2/24", 1400)).collect();
+    let (driver, queues) = (TunDriver::Vnet, Queues::try_from(15).unwrap());
     vec![
+        Verb::CreateTaskNetwork { task: task(), interfaces, driver, queues },
         network(vec![interface("eth0", "10.0.0.2/24", 1400), interface("eth12", "10.0.1.2/16", 65_535)]),
         launch(with_env, "web-1"),
         Verb::StopTask { task: task(), grace_ms: MAX_GRACE_MS },
@@ -58,6 +61,9 @@ fn values_out_of_range_are_refused() {
     nul.env = Environment::default();
     let mut relative = command(&["a"]);
     relative.dir = "tmp".to_owned();
+    // 256 descriptors: more than the kernel puts into a message.
+    let interfaces = (0..16).map(|n| interface(&format!("eth{n}"), "10.0.0.2/24", 1400)).collect();
+    let (driver, queues) = (TunDriver::Vnet, Queues::try_from(16).unwrap());
     let many = (0..17).map(|n| interface(&format!("eth{n}"), "10.0.0.2/24", 1400)).collect();
     for bad in [
         network(vec![interface("eth0", "10.0.0.2/24", 575)]),
@@ -67,6 +73,7 @@ fn values_out_of_range_are_refused() {
         network(vec![interface("eth0", "224.0.0.1/8", 1400)]),
         network(vec![interface("eth0", "10.0.0.2/24", 1400), interface("eth0", "10.0.1.2/24", 1400)]),
         network(many),
+        Verb::CreateTaskNetwork { task: task(), interfaces, driver, queues },
         launch(command(&[]), ""),
         launch(command(&[""]), ""),
         launch(nul, ""),

@@ -4,7 +4,7 @@
 use crate::agent::core::Core;
 use crate::agent::push::Collector;
 use crate::agent::tasks::{Step, TaskTable};
-use crate::dataplane::simulated::{Datagram, LonePlane, device};
+use crate::dataplane::simulated::{Datagram, Planes, device};
 use crate::dataplane::{DataCommand, DataEvent};
 use crate::esp::SaIdentity;
 use crate::gossip::Transmit;
@@ -45,7 +45,7 @@ pub(super) struct Wanted {
 /// One boot of a node.
 pub(super) struct Host {
     pub(super) core: Core,
-    pub(super) plane: LonePlane,
+    pub(super) plane: Planes,
     pub(super) tasks: TaskTable,
     pub(super) containers: BTreeMap<EndpointKey, Container>,
     /// The X25519 secrets of this boot: for the thief of the tests.
@@ -64,7 +64,7 @@ impl Host {
         rng.fill_bytes(&mut seed);
         Host {
             core: Core::new(config, now, seed),
-            plane: LonePlane::new(config.boot),
+            plane: Planes::new(config.boot, config.queues),
             tasks: TaskTable::default(),
             containers: BTreeMap::new(),
             secrets: Vec::new(),
@@ -126,7 +126,7 @@ impl Host {
             let address = attachment.address.addr();
             let (tun, device) = device();
             self.containers.insert(endpoint, Container { address, device });
-            self.core.commands.push(DataCommand::AddEndpoint { endpoint, address, tun, vnet: false });
+            self.core.commands.push(DataCommand::AddEndpoint { endpoint, address, queues: vec![tun], vnet: false });
         }
     }
 
@@ -140,7 +140,7 @@ impl Host {
             wanted.messages.append(&mut self.core.outgoing);
             wanted.session |= std::mem::take(&mut self.core.wants_session);
             wanted.gossip.extend(std::iter::from_fn(|| self.core.gossip.poll_transmit()));
-            wanted.data.extend(self.plane.apply(std::mem::take(&mut self.core.commands), now));
+            wanted.data.extend(self.plane.apply(&std::mem::take(&mut self.core.commands), now));
             let mut quiet = true;
             while let Some(event) = self.plane.poll_event() {
                 quiet = false;

@@ -1,9 +1,9 @@
 //! The sessions between nodes and the manager: reliable and in order while they last, but breakable at any moment.
 //! The node's end behaves as the agent's session: it beats, misses the manager's word, tries again.
 
-use super::Swarm;
 use super::host::Wanted;
-use crate::types::{BootId, Queues, Time};
+use super::{Swarm, queues_of};
+use crate::types::{BootId, Time};
 use crate::wire::control::{FromAgent, ToAgent};
 use crate::wire::frame;
 use rand::RngExt;
@@ -202,7 +202,7 @@ impl Swarm {
         let (now, node) = (self.now, self.nodes[number].id);
         match up {
             Up::Open(boot) => {
-                let told = (self.nodes[number].addresses, Queues::ONE);
+                let told = (self.nodes[number].addresses, queues_of(boot));
                 let opened = self.manager.open((node, boot, session), format!("host{number}"), told, now);
                 self.oracle.note(now, &[b'o', number as u8, u8::from(opened.is_ok())]);
                 self.send_down(number, session, if opened.is_ok() { Down::Opened } else { Down::Refused });

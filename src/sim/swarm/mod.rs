@@ -85,6 +85,12 @@ struct Swarm {
     left: BTreeMap<(NodeId, NetworkId), Time>,
 }
 
+/// The workers of a node's data plane: some number, another one after a restart perhaps.
+fn queues_of(boot: BootId) -> Queues {
+    let [first, ..] = boot.0;
+    Queues::try_from([1, 2, 4, 3][usize::from(first) % 4]).unwrap_or(Queues::ONE)
+}
+
 impl Swarm {
     /// A swarm of running nodes with their first sessions still to come. Node 0 is the manager's.
     fn new(seed: u64, count: usize, faults: Faults, spec: ClusterSpec) -> Swarm {
@@ -154,7 +160,8 @@ impl Swarm {
         let now = self.now;
         let node = &mut self.nodes[number];
         node.boot = boot;
-        node.host = Some(Host::new(KeysConfig { cluster, fork, node: node.id, boot, queues: Queues::ONE }, now, rng));
+        node.host =
+            Some(Host::new(KeysConfig { cluster, fork, node: node.id, boot, queues: queues_of(boot) }, now, rng));
         node.link.reset(now);
         node.steady_since = now;
     }

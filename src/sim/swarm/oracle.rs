@@ -33,9 +33,9 @@ pub(super) struct Oracle {
     /// Datagrams that arrived and had to be delivered.
     pub(super) held_to: u64,
     flights: BTreeMap<Flight, u64>,
-    /// Under way: datagrams of SAs of which nothing has arrived yet.
+    /// Under way: datagrams of pairs and epochs of which nothing has arrived yet, by the SA of queue 0.
     unheard: BTreeMap<Flight, SaIdentity>,
-    /// SAs of which something has arrived.
+    /// Pairs and epochs of which something has arrived, by the SA of queue 0.
     heard: BTreeSet<SaIdentity>,
     counters: BTreeMap<SaIdentity, u64>,
     pairs: BTreeSet<Vec<u8>>,
@@ -85,8 +85,10 @@ impl Oracle {
         if self.counters.insert(identity, iv).is_some_and(|used| used >= iv) {
             self.fail(now, &format!("a (key, nonce) twice: {identity:?}, {iv}"));
         }
-        if let Some(flight) = flight(from, datagram).filter(|_| !self.heard.contains(&identity)) {
-            self.unheard.insert(flight, identity);
+        // The SA of any queue confirms a pair.
+        let of_pair = SaIdentity { queue: 0, ..identity };
+        if let Some(flight) = flight(from, datagram).filter(|_| !self.heard.contains(&of_pair)) {
+            self.unheard.insert(flight, of_pair);
         }
     }
 
@@ -111,6 +113,7 @@ impl Oracle {
             dst_boot: identity.src_boot,
             src_public: identity.dst_public,
             dst_public: identity.src_public,
+            queue: 0,
             ..*identity
         };
         if !self.heard.contains(&back)

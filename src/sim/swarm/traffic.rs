@@ -88,7 +88,7 @@ impl Swarm {
         if written.is_err() && !expected {
             return number;
         }
-        match host.plane.transmit(from.key, now) {
+        match host.plane.transmit(from.key, number, now) {
             Some(datagram) => {
                 let held: Vec<Epoch> = host.core.keys.epochs().into_iter().map(|(epoch, _)| epoch).collect();
                 self.oracle.check_confirmed(&datagram.identity, &held, now);
@@ -119,7 +119,8 @@ impl Swarm {
             let peer = host.core.nodes.get(&self.nodes[other].id);
             let told = peer.map(|peer| (peer.boot, peer.publics.iter().map(|it| it.0.0).collect::<Vec<_>>()));
             let members = host.core.networks.get(&network).map(|view| view.members.len());
-            let drops: Vec<_> = host.plane.drops().iter().filter(|(_, count)| *count > 0).collect();
+            let drops = host.plane.drops();
+            let drops: Vec<_> = drops.iter().filter(|(_, count)| *count > 0).collect();
             format!(
                 "epochs {:?}, active {:?}, sends with {sending:?}, boot {}, knows {told:?} of the other and {members:?} \
                  members, drops {drops:?}",
