@@ -39,6 +39,9 @@
 //!                -> agent reconciles -> reports back
 //! ```
 //!
+//! Out and in run in the data plane's workers (`daemon --data-workers`), each with SAs, sockets and device queues of its
+//! own: a packet is read and sent by one thread, and no two threads share a counter, a window or a table.
+//!
 //! There is no plaintext path to fall back to: a packet without an SA is dropped and counted. Every drop has a
 //! reason ([`overlay::DropReason`], [`gossip::GossipDrop`]), every table, queue and loop a bound.
 //!
@@ -61,7 +64,7 @@
 //! | [`sys`] | every `unsafe` and raw system call | |
 //! | [`tls`] | TLS 1.3 between nodes and managers | shell |
 //! | [`helper`] | the privileged process and the launcher of tasks | shell |
-//! | [`dataplane`] | worker threads between TUN devices and the UDP socket | shell |
+//! | [`dataplane`] | worker threads between TUN devices and UDP sockets | shell |
 //! | [`manager`] | storage, certificates, the control port, the loops around `cluster` | shell |
 //! | [`agent`] | the node: membership, session, one loop around keys, gossip and tasks | shell |
 //! | [`api`] | the Docker Engine API on a unix socket, and its client | shell |

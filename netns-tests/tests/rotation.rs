@@ -1,6 +1,6 @@
 //! The managers' keys rotate under load and nothing is lost.
 
-use netns_tests::swarm::{list, text};
+use netns_tests::swarm::{FAST, list, text};
 use netns_tests::traffic::{Flow, IperfServer, Stream};
 use netns_tests::wait::so;
 use netns_tests::{Swarm, wait_until};
@@ -40,7 +40,8 @@ fn active(swarm: &Swarm, host: usize) -> Vec<Value> {
 
 #[test]
 fn three_rotations_lose_nothing() {
-    let swarm = Swarm::start(3);
+    // One SA each way and pair, whatever the number of cores.
+    let swarm = Swarm::start_with(3, FAST, &["--data-workers", "1"]);
     swarm.create_network("net", &["--opt", "encrypted"]);
     let tasks = swarm.create_service("web", &["net"], 3);
     swarm.wait_all_ping(&tasks, 2);

@@ -2,6 +2,7 @@
 
 mod options;
 
+pub use crate::types::Queues;
 pub use options::{LogFormat, LogLevel, Offload, Options, OptionsError, PartialOptions};
 mod run;
 pub use run::run;

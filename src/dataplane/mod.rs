@@ -66,8 +66,10 @@
 //!
 //! A device has a queue for each worker (IFF_MULTI_QUEUE). The kernel hands a flow's packets to the queue on which the
 //! flow's packets were last written, else it chooses by the flow's hash; so both ways of a flow go through one worker
-//! here, and its packets keep their order. Two nodes with different numbers of workers find a flow's queue in its first
-//! round trip.
+//! here, and its packets keep their order. Between nodes with different numbers of workers a flow settles on a queue that
+//! both have when it is first answered, and all use the workers that the smaller one has; where answers are further apart
+//! than the three seconds for which the kernel remembers a flow, it changes its queue at each, and a packet may overtake
+//! another then. So give all nodes the same number.
 
 mod command;
 mod delivery;
@@ -204,7 +206,8 @@ impl Dataplane {
     /// worker has too many batches before it. Not to be dropped half-way: the workers would know different things.
     pub async fn send(&self, commands: Vec<DataCommand>) -> Result<(), WorkerGone> {
         let batch: Arc<[DataCommand]> = commands.into();
-        for worker in self.concerned(&batch) {
+        // The first one sends the control messages, and is told last: a peer that hears one may send by every queue.
+        for worker in self.concerned(&batch).rev() {
             worker.messages.send(Message::Commands(batch.clone())).await.map_err(|_| WorkerGone)?;
         }
         self.concerned(&batch).try_for_each(WorkerHandle::wake)
@@ -215,7 +218,7 @@ impl Dataplane {
         smol::block_on(self.send(commands))
     }
 
-    fn concerned<'a>(&'a self, batch: &'a [DataCommand]) -> impl Iterator<Item = &'a WorkerHandle> {
+    fn concerned<'a>(&'a self, batch: &'a [DataCommand]) -> impl DoubleEndedIterator<Item = &'a WorkerHandle> {
         self.workers.iter().filter(|worker| batch.iter().any(|command| command.concerns(worker.share)))
     }
 
