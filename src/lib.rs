@@ -61,6 +61,7 @@
 //! | [`gossip`] | membership, and signed records spread without a manager | pure |
 //! | [`keys`] | a node's side of the key life: which SAs exist, which epoch a pair sends with | pure |
 //! | [`cluster`] | the replicated state: commands, addresses, scheduling, the key ring | pure |
+//! | [`raft`] | consensus: the order of the commands, who leads | pure |
 //! | [`sys`] | every `unsafe` and raw system call | |
 //! | [`tls`] | TLS 1.3 between nodes and managers | shell |
 //! | [`helper`] | the privileged process and the launcher of tasks | shell |
@@ -114,6 +115,7 @@
 //! | `ipnet` | subnets, with their text and serde forms |
 //! | `libc` | constants and structures of the calls that `nix` lacks (TUN, prctl, batches) |
 //! | `nix` | system calls with types |
+//! | `noraft` | the core of the managers' consensus: Raft without clock, randomness or I/O |
 //! | `pem` | key and certificate files |
 //! | `postcard` | control messages, records, the store: compact, canonical, bounded |
 //! | `rand` | the seeded generator of the pure machines |
@@ -149,6 +151,7 @@ pub mod keys;
 pub mod manager;
 pub mod offload;
 pub mod overlay;
+pub mod raft;
 pub mod sim;
 pub mod sys;
 pub mod tls;

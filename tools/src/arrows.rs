@@ -35,11 +35,12 @@ pub const MODULES: &[Module] = &[
     pure("gossip", &["types", "crypto", "wire"]),
     pure("cluster", &["types", "crypto", "wire"]),
     pure("keys", &["types", "crypto", "wire", "esp"]),
+    pure("raft", &["types"]),
     shell("sys", &["types"]),
     shell("helper", &["types", "sys"]),
     shell("dataplane", &["types", "crypto", "wire", "esp", "offload", "overlay", "sys"]),
     shell("tls", &["types", "crypto", "wire", "sys"]),
-    shell("manager", &["types", "crypto", "wire", "esp", "cluster", "sys", "tls"]),
+    shell("manager", &["types", "crypto", "wire", "esp", "cluster", "raft", "sys", "tls"]),
     shell(
         "agent",
         &[
