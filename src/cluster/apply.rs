@@ -4,8 +4,9 @@
 //! command changes nothing but the index. While a command is applied, `State::index` is already its own.
 
 use super::nodes::{Admission, Session};
-use super::{Command, Effect, Entry, Refusal, Reply, State};
-use crate::types::UnixTime;
+use super::{Command, Effect, Entry, Manager, Refusal, Reply, State};
+use crate::types::{NodeId, UnixTime};
+use std::collections::BTreeMap;
 use zeroize::Zeroizing;
 
 /// What a command's function answers.
@@ -34,6 +35,17 @@ impl State {
         }
     }
 
+    /// Passes the entry with log index `self.index + 1`, which is no command: a leader's term began.
+    pub fn pass(&mut self) {
+        self.index = self.index.saturating_add(1);
+    }
+
+    /// Applies the entry with log index `self.index + 1`, which says who takes part in the managers' consensus.
+    pub fn set_managers(&mut self, managers: BTreeMap<NodeId, Manager>) {
+        self.pass();
+        self.managers = managers;
+    }
+
     fn dispatch(&mut self, command: &Command, at: UnixTime) -> Outcome {
         match command {
             Command::Init { .. } => Err(Refusal::Invalid("the swarm is initialised already".into())),
@@ -55,8 +67,8 @@ impl State {
                 self.open_session(Session { node, boot, hostname, software, addresses, machine, queues }, at)
             }
             Command::SetNodeState { node, state, message } => self.set_node_state(*node, *state, message, at),
-            Command::UpdateNode { node, version, availability, labels } => {
-                self.update_node(*node, *version, *availability, labels, at)
+            Command::UpdateNode { node, version, role, availability, labels } => {
+                self.update_node(*node, *version, (*role, *availability), labels, at)
             }
             Command::RemoveNode { node, force, master } => self.remove_node(*node, *force, master, at),
             Command::SetCertificateExpiry { node, expires, root } => {

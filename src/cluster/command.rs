@@ -6,6 +6,7 @@ use crate::types::{
     NodeId, PublicKey, Queues, Role, ServiceId, ServiceSpec, TaskId, TaskStatus, UnixTime, carried_key,
 };
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use zeroize::Zeroizing;
 
 /// One entry of the log.
@@ -185,6 +186,8 @@ pub enum Command {
         node: NodeId,
         /// The version they were made from.
         version: u64,
+        /// New role.
+        role: Role,
         /// New availability.
         availability: Availability,
         /// New labels.
@@ -287,7 +290,7 @@ pub enum Command {
 }
 
 /// What a committed command answers.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
     /// Done.
     Done,
@@ -305,13 +308,13 @@ pub enum Effect {
 }
 
 /// Why a command changed nothing. The texts are Docker's where Docker has one.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Refusal {
     /// 404.
     #[error("{kind} {name} not found")]
     NotFound {
         /// `network`, `service`, `node`, `task`.
-        kind: &'static str,
+        kind: Cow<'static, str>,
         /// As asked.
         name: String,
     },

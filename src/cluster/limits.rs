@@ -6,6 +6,8 @@ use std::fmt::Display;
 
 /// Former boots of a node that are remembered: an older process would have to outlive that many restarts.
 pub const FORMER_BOOTS: usize = 16;
+/// Managers of a swarm: each more makes a commit slower, and seven survive three.
+pub const MANAGERS: usize = 7;
 /// Nodes of a swarm: what the session and gossip tables are sized for.
 pub const NODES: usize = 10_000;
 /// Notes on removed nodes; beyond it the oldest is dropped (its node is not admitted any more, only not named).
@@ -54,7 +56,7 @@ pub const MAX_SUBNET_PREFIX: u8 = 30;
 
 /// `kind name not found`.
 pub(super) fn not_found(kind: &'static str, name: impl Display) -> Refusal {
-    Refusal::NotFound { kind, name: name.to_string() }
+    Refusal::NotFound { kind: kind.into(), name: name.to_string() }
 }
 
 /// Refuses one more entry of a full table.

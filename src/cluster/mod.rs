@@ -46,7 +46,7 @@ mod view;
 pub use apply::StateError;
 pub use command::{Command, Effect, Entry, NewRoot, NewTokens, Refusal, Reply};
 pub use state::{
-    CertificateAuthority, Cluster, EpochState, FormerAttestation, Freed, GoneNode, Network, Node, NodeState, Ring,
-    RootRotation, RotationRequest, Service, State, Task,
+    CertificateAuthority, Cluster, EpochState, FormerAttestation, Freed, GoneNode, Manager, Network, Node, NodeState,
+    Ring, RootRotation, RotationRequest, Service, State, Task,
 };
 pub use view::Needs;

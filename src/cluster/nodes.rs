@@ -1,7 +1,9 @@
 //! Commands on nodes.
 
 use super::apply::{Outcome, done};
-use super::limits::{FORMER_BOOTS, GONE_NODES, NODES, check_hostname, check_labels, check_room, for_people, not_found};
+use super::limits::{
+    FORMER_BOOTS, GONE_NODES, MANAGERS, NODES, check_hostname, check_labels, check_room, for_people, not_found,
+};
 use super::{Effect, GoneNode, Node, NodeState, Refusal, Reply, State};
 use crate::types::{Availability, BootId, Generation, Key32, Machine, NodeAddresses, NodeId, Queues, Role, UnixTime};
 use std::collections::BTreeMap;
@@ -40,6 +42,9 @@ impl State {
         }
         self.check_root(&root)?;
         check_room("nodes", self.nodes.len(), NODES)?;
+        if role == Role::Manager {
+            check_room("managers", self.manager_count(), MANAGERS)?;
+        }
         check_hostname("hostname", hostname)?;
         check_hostname("version", software)?;
         let node = Node {
@@ -47,6 +52,7 @@ impl State {
             hostname: hostname.to_owned(),
             software: software.to_owned(),
             role,
+            seat: if role == Role::Manager { self.index } else { 0 },
             availability,
             labels: BTreeMap::new(),
             addresses: *addresses,
@@ -131,15 +137,28 @@ impl State {
         &mut self,
         id: NodeId,
         version: u64,
-        availability: Availability,
+        (role, availability): (Role, Availability),
         labels: &BTreeMap<String, String>,
         at: UnixTime,
     ) -> Outcome {
         check_labels("labels", labels)?;
+        let managers = self.manager_count();
         let node = self.nodes.get_mut(&id).ok_or_else(|| not_found("node", id))?;
         if node.version != version {
             return Err(Refusal::OutOfSequence);
         }
+        match (node.role, role) {
+            (Role::Manager, Role::Worker) if managers == 1 => {
+                return Err(Refusal::Invalid("attempting to demote the last manager of the swarm".into()));
+            }
+            (Role::Worker, Role::Manager) => {
+                check_room("managers", managers, MANAGERS)?;
+                node.seat = self.index;
+            }
+            (Role::Manager, Role::Worker) => node.seat = 0,
+            _ => {}
+        }
+        node.role = role;
         node.availability = availability;
         node.labels = labels.clone();
         node.updated_at = at;
@@ -158,9 +177,14 @@ impl State {
     /// Forgets a node, its tasks and their addresses, and shuts it out of all keys to come.
     pub(super) fn remove_node(&mut self, id: NodeId, force: bool, master: &Key32, at: UnixTime) -> Outcome {
         let node = self.nodes.get(&id).ok_or_else(|| not_found("node", id))?;
-        let managers = self.nodes.values().filter(|node| node.role == Role::Manager).count();
-        if node.role == Role::Manager && managers == 1 {
+        if node.role == Role::Manager && self.manager_count() == 1 {
             return Err(Refusal::Invalid(format!("node {id} is the last manager of the swarm and can't be removed")));
+        }
+        if self.is_manager(node) {
+            let text = format!(
+                "node {id} is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal"
+            );
+            return Err(Refusal::Invalid(text));
         }
         if node.state == NodeState::Ready && !force {
             return Err(Refusal::Invalid(format!("node {id} is not down and can't be removed")));
@@ -176,6 +200,15 @@ impl State {
             effects.push(Effect::Compact);
         }
         Ok((Reply::Done, effects))
+    }
+
+    /// Whether the node is a manager, or still takes part in their consensus after its demotion.
+    pub fn is_manager(&self, node: &Node) -> bool {
+        node.role == Role::Manager || self.managers.contains_key(&node.id)
+    }
+
+    fn manager_count(&self) -> usize {
+        self.nodes.values().filter(|node| node.role == Role::Manager).count()
     }
 
     fn note_gone(&mut self, id: NodeId, until: UnixTime) {

@@ -52,6 +52,7 @@ impl State {
             tasks: BTreeMap::new(),
             freed: BTreeMap::new(),
             ring: first_ring(current, next, Generation { fork: *fork, index: FIRST_INDEX }, entry.at),
+            managers: BTreeMap::new(),
         })
     }
 

@@ -8,7 +8,7 @@ use crate::types::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use zeroize::Zeroizing;
 
 /// The whole replicated state. It holds secrets: it is serialised only to be sealed.
@@ -36,6 +36,19 @@ pub struct State {
     pub freed: BTreeMap<(Generation, EndpointKey), Freed>,
     /// The key ring.
     pub ring: Ring,
+    /// Who takes part in the managers' consensus, as last committed: follows from the nodes' roles a little later.
+    pub managers: BTreeMap<NodeId, Manager>,
+}
+
+/// A manager's part in the consensus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manager {
+    /// Its seat: [`Node::seat`] when it was taken in.
+    pub seat: u64,
+    /// It has a vote; until it has caught up, it has none.
+    pub voter: bool,
+    /// Its control port.
+    pub address: SocketAddr,
 }
 
 /// An endpoint that is gone.
@@ -133,6 +146,8 @@ pub struct Node {
     pub software: String,
     /// What it may do.
     pub role: Role,
+    /// Its seat among the managers: the log index at which it became one (never the same twice); 0 for a worker.
+    pub seat: u64,
     /// Whether tasks may be placed.
     pub availability: Availability,
     /// User labels.

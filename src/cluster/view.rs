@@ -6,6 +6,7 @@
 use super::{State, Task};
 use crate::types::{NetworkId, NodeId, TaskAssignment};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 /// What a node has to be given.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -21,6 +22,13 @@ impl State {
     pub fn networks_of(&self, node: NodeId) -> BTreeSet<NetworkId> {
         let tasks = self.tasks.values().filter(|task| task.node == Some(node));
         tasks.flat_map(|task| &task.attachments).map(|attachment| attachment.network).collect()
+    }
+
+    /// The managers and their control ports: one that is coming is listed already, one that is demoted until the
+    /// consensus goes on without it.
+    pub fn manager_addresses(&self) -> Vec<(NodeId, SocketAddr)> {
+        let managers = self.nodes.values().filter(|node| self.is_manager(node));
+        managers.map(|node| (node.id, node.addresses.control)).collect()
     }
 
     /// The nodes that have a task on the network.

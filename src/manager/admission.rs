@@ -25,8 +25,6 @@ const MAX_NODES: usize = 10_000;
 
 const WRONG_TOKEN: &str = "A valid join token is necessary to join this cluster: \
     copy it from 'swarm join-token worker' on a manager";
-const MANAGER_TOKEN: &str = "joining as a manager is not supported yet: \
-    use the worker token, see 'swarm join-token worker' on a manager";
 const TOO_MANY_TRIES: &str = "too many wrong join tokens: try again in a minute with a valid one";
 
 /// Wrong join tokens from one source.
@@ -77,8 +75,7 @@ fn source_of(address: IpAddr) -> IpAddr {
 /// What a token says of its holder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
-    Worker,
-    Manager,
+    Admits(Role),
     Wrong,
     TooMany,
 }
@@ -95,8 +92,8 @@ fn judge(inner: &Inner, source: IpAddr, secret: &[u8; 16]) -> Verdict {
         (is(&state.cluster.worker_secret), is(&state.cluster.manager_secret))
     });
     match (worker, manager) {
-        (true, _) => Verdict::Worker,
-        (_, true) => Verdict::Manager,
+        (true, _) => Verdict::Admits(Role::Worker),
+        (_, true) => Verdict::Admits(Role::Manager),
         _ => {
             limit.wrong(source, now);
             Verdict::Wrong
@@ -106,16 +103,15 @@ fn judge(inner: &Inner, source: IpAddr, secret: &[u8; 16]) -> Verdict {
 
 /// Answers a join request.
 pub(super) async fn join(inner: &Arc<Inner>, connection: Connection, request: JoinRequest) {
-    match judge(inner, connection.from.ip(), &request.secret) {
-        Verdict::Worker => {}
-        Verdict::Manager => return connection.refuse(inner, ControlDrop::BadJoin, MANAGER_TOKEN).await,
+    let role = match judge(inner, connection.from.ip(), &request.secret) {
+        Verdict::Admits(role) => role,
         Verdict::Wrong => return connection.refuse(inner, ControlDrop::WrongToken, WRONG_TOKEN).await,
         Verdict::TooMany => return connection.refuse(inner, ControlDrop::JoinRateLimited, TOO_MANY_TRIES).await,
-    }
+    };
     if let Err(reason) = check_request(&request) {
         return connection.refuse(inner, ControlDrop::BadJoin, reason).await;
     }
-    match admit(inner, request).await {
+    match admit(inner, request, role).await {
         Ok(joined) => {
             tracing::info!(from = %connection.from, node = %joined.node, "a node joined");
             connection.answer(Answer::Joined(joined)).await;
@@ -146,10 +142,10 @@ pub(super) fn check_hello(hostname: &str, software: &str, addresses: &NodeAddres
     Ok(())
 }
 
-async fn admit(inner: &Inner, request: JoinRequest) -> Result<Joined, ManagerError> {
+async fn admit(inner: &Inner, request: JoinRequest, role: Role) -> Result<Joined, ManagerError> {
     let (node, now) = (NodeId::from_random(random()), wall_clock());
     let (issued, cluster, fork, port, nodes) = inner.published.with(|state| {
-        let Issuing { result, cluster, fork, data_path_port } = issue(state, &request.csr, node, Role::Worker);
+        let Issuing { result, cluster, fork, data_path_port } = issue(state, &request.csr, node, role);
         (result, cluster, fork, data_path_port, state.nodes.len())
     });
     let issued = issued.map_err(|error| ManagerError::Certificate(error.to_string()))?;
@@ -159,7 +155,7 @@ async fn admit(inner: &Inner, request: JoinRequest) -> Result<Joined, ManagerErr
     tracing::debug!(%node, at = now.0, "admitting");
     let add = Command::AddNode {
         id: node,
-        role: Role::Worker,
+        role,
         hostname: request.hostname,
         software: request.software,
         addresses: request.addresses,
@@ -168,7 +164,7 @@ async fn admit(inner: &Inner, request: JoinRequest) -> Result<Joined, ManagerErr
         root: issued.root,
     };
     inner.propose(add).await?;
-    Ok(Joined { node, cluster, fork, role: Role::Worker, data_path_port: port, chain: issued.chain })
+    Ok(Joined { node, cluster, fork, role, data_path_port: port, chain: issued.chain })
 }
 
 struct Issuing {
@@ -196,10 +192,8 @@ pub(super) fn identify(inner: &Inner, peer: Option<Peer>) -> Result<Peer, (Contr
         }
         let gone = state.gone.contains_key(&peer.node);
         match state.nodes.get(&peer.node) {
-            Some(node) if !gone && node.role == peer.role => Ok(peer),
-            Some(_) if !gone => {
-                Err((ControlDrop::ForeignCertificate, "the certificate names another role than the swarm".to_owned()))
-            }
+            // A node whose role has changed still has the certificate of the former one: the renewal gives it the new.
+            Some(node) if !gone => Ok(Peer { role: node.role, ..peer }),
             _ if gone => Err((ControlDrop::RemovedNode, format!("node {} was removed from the swarm", peer.node))),
             _ => Err((
                 ControlDrop::UnknownNode,

@@ -55,6 +55,12 @@ drop_reasons! {
     BootRateLimited = "boot_rate_limited",
     /// The state refused the session.
     SessionRefused = "session_refused",
+    /// What only managers may ask, from a node that is none (any more).
+    NotManager = "not_manager",
+    /// A message of the consensus from or for another seat.
+    WrongSeat = "wrong_seat",
+    /// A message of the consensus that waited behind too many others, or for a manager that is not reached.
+    PeerTooSlow = "peer_too_slow",
     /// A report on a task of another node.
     ForeignTask = "foreign_task",
     /// A list longer than a page.

@@ -1,28 +1,31 @@
 //! The handle that the API and the daemon hold on a running manager.
 
-use super::actor::{self, Published, Writer};
+use super::actor::{self, Leadership, Published, Writer};
 use super::admission::JoinLimit;
 use super::authority::{self, Names};
 use super::book::RecordBook;
+use super::credentials::Credentials;
 use super::drops::Drops;
 use super::listener::{self, Openings};
-use super::planner;
+use super::peers::Peers;
 use super::session::Sessions;
-use super::store::{Loaded, Store, StoreError};
+use super::store::{Loaded, Owner, Store, StoreError};
 use super::tasks::TaskSet;
-use super::{random, wall_clock};
+use super::{forward, members, planner, random, wall_clock};
 #[cfg(test)]
 use crate::cluster::CertificateAuthority;
 use crate::cluster::{Command, Entry, NewRoot, Refusal, Reply, State};
-use crate::tls::{Identity, NodeKey};
-use crate::types::{Availability, ClusterId, ClusterSpec, Fork, Key32, NodeAddresses, NodeId, Role, UnixTime};
+use crate::raft::{HardState, MAX_SNAPSHOT_BYTES, Member, Membership, Payload, Peer, Position, Snapshot};
+use crate::tls::Identity;
+use crate::types::{Availability, ClusterId, ClusterSpec, Fork, Key32, NodeAddresses, NodeId, Role};
 use crate::wire::control::Joined;
 use crate::wire::token::JoinToken;
+use smol::future::FutureExt as _;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
 /// Why a manager could not do what was asked.
@@ -37,6 +40,20 @@ pub enum ManagerError {
     /// The store cannot be used; whether the state changed is unknown.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// No manager leads, or none that is reached; nothing changed.
+    #[error(
+        "The swarm does not have a leader. It's possible that too few managers are online. Make sure more than half of the managers are online."
+    )]
+    NoLeader,
+    /// Another manager leads than was thought; nothing changed.
+    #[error("another manager leads the swarm now: try again")]
+    NotLeader,
+    /// The leader changed while the command was on its way.
+    #[error("the leader changed meanwhile: the change may have been made or not; look, and try again if not")]
+    LeadLost,
+    /// What is stored here cannot be gone on with.
+    #[error("{0}")]
+    Broken(String),
     /// The control port cannot be opened.
     #[error("cannot listen on {address} for the control protocol: {reason}")]
     Listen {
@@ -63,7 +80,7 @@ pub struct InitParams {
     pub addresses: NodeAddresses,
     /// Whether tasks may be placed on it.
     pub availability: Availability,
-    /// Its certificate request ([`NodeKey::request`]).
+    /// Its certificate request ([`crate::tls::NodeKey::request`]).
     pub csr: Vec<u8>,
 }
 
@@ -77,27 +94,22 @@ pub struct Manager {
 pub(super) struct Inner {
     /// The node this manager runs on.
     pub(super) node: NodeId,
-    /// When it started.
-    pub(super) started: Instant,
     pub(super) published: Arc<Published>,
     pub(super) writer: Writer,
     pub(super) sessions: Arc<Sessions>,
     pub(super) book: Mutex<RecordBook>,
-    pub(super) drops: Drops,
+    pub(super) drops: Arc<Drops>,
     pub(super) join_limit: Mutex<JoinLimit>,
     pub(super) openings: Openings,
     pub(super) tasks: TaskSet,
-    pub(super) server: Mutex<Option<ServerSide>>,
+    pub(super) credentials: Arc<Credentials>,
+    pub(super) peers: Peers,
 }
 
-/// The TLS side of the control port.
-#[derive(Clone)]
-pub(super) struct ServerSide {
-    pub(super) config: Arc<rustls::ServerConfig>,
-    /// The roots that clients' certificates may stand under.
-    pub(super) roots: Arc<[Vec<u8>]>,
-    renew_at: UnixTime,
-}
+/// How long a command or a read waits for a leader: an election that begins now, and the next one.
+const LEADER_PATIENCE: Duration = Duration::from_secs(4);
+/// How long this manager may lag behind the leader before a command's proposer is told.
+const APPLY_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Manager {
     /// Whether `directory` holds a manager's state.
@@ -120,23 +132,44 @@ impl Manager {
         Manager::start(store, loaded)
     }
 
+    /// Makes this node, which the swarm knows as a manager, one: with the state that another manager gives it. The
+    /// leader finds it then.
+    pub async fn join(directory: &Path, identity: &Identity, managers: &[SocketAddr]) -> Result<Manager, ManagerError> {
+        let mut reason = "no manager is known".to_owned();
+        for &address in managers {
+            match crate::tls::fetch_state(address, identity, MAX_SNAPSHOT_BYTES).await {
+                Ok(bytes) => {
+                    let (directory, node) = (directory.to_owned(), identity.peer().node);
+                    let (store, loaded) = smol::unblock(move || take_over(&directory, node, &bytes)).await?;
+                    return Manager::start(store, loaded);
+                }
+                Err(error) => reason = error.to_string(),
+            }
+        }
+        Err(ManagerError::Unavailable(format!("no manager gives this one the swarm's state: {reason}")))
+    }
+
     fn start(store: Store, loaded: Loaded) -> Result<Manager, ManagerError> {
-        let node = loaded.node;
-        let sessions = Arc::new(Sessions::default());
-        let ending = sessions.clone();
-        let (published, writer) = actor::start(store, loaded, move |node| ending.remove(node))?;
+        let Owner { node, member } = loaded.owner;
+        let state = State::from_bytes(loaded.snapshot.data.bytes());
+        let state = state.map_err(|error| ManagerError::Broken(error.to_string()))?;
+        let published = Arc::new(Published::new(state));
+        let (sessions, drops, tasks) = (Arc::<Sessions>::default(), Arc::<Drops>::default(), TaskSet::default());
+        let credentials = Arc::new(Credentials::new(node, published.clone()));
+        let peers = Peers::new(member, credentials.clone(), drops.clone(), tasks.clone());
+        let writer = actor::start(store, loaded, published.clone(), sessions.clone(), peers.clone())?;
         let inner = Arc::new(Inner {
             node,
-            started: Instant::now(),
             published,
             writer,
             sessions,
             book: Mutex::new(RecordBook::default()),
-            drops: Drops::default(),
+            drops,
             join_limit: Mutex::new(JoinLimit::new(Instant::now())),
             openings: Openings::default(),
-            tasks: TaskSet::default(),
-            server: Mutex::new(None),
+            tasks,
+            credentials,
+            peers,
         });
         inner.tasks.spawn("planner", planner::run(inner.clone()));
         Ok(Manager { inner })
@@ -168,7 +201,24 @@ impl Manager {
         self.inner.published.watch()
     }
 
-    /// Commits a command: it is durable before this returns.
+    /// Returns once the state as it is read here shows everything that was committed before, anywhere in the swarm.
+    pub async fn refresh(&self) -> Result<(), ManagerError> {
+        forward::refresh(&self.inner).await
+    }
+
+    /// The node whose manager leads, as far as is known here.
+    pub fn leader(&self) -> Option<NodeId> {
+        match self.inner.published.leadership() {
+            Leadership::Here { .. } => Some(self.inner.node),
+            Leadership::There(leader) => self.with_state(|state| {
+                let leading = state.managers.iter().find(|(_, manager)| manager.seat == leader.0);
+                leading.map(|(node, _)| *node)
+            }),
+            Leadership::Nobody => None,
+        }
+    }
+
+    /// Commits a command: a majority of the managers has it on disk before this returns, and the state here shows it.
     pub async fn propose(&self, command: Command) -> Result<Reply, ManagerError> {
         self.inner.propose(command).await
     }
@@ -204,50 +254,95 @@ impl Manager {
 }
 
 impl Inner {
+    /// Commits a command, here or at the leader. The applied state shows it when this returns.
     pub(super) async fn propose(&self, command: Command) -> Result<Reply, ManagerError> {
+        match self.leader().await? {
+            Leader::Here => self.propose_here(command).await.map(|(reply, _)| reply),
+            Leader::At(address) => forward::to_leader(self, address, &command).await,
+        }
+    }
+
+    /// Commits a command if this manager leads.
+    pub(super) async fn propose_here(&self, command: Command) -> Result<(Reply, u64), ManagerError> {
         let mut verdicts = self.writer.propose(&self.published, vec![command]).await;
         verdicts.pop().unwrap_or_else(|| Err(ManagerError::Unavailable("the manager is stopping".to_owned())))
     }
 
-    /// The TLS side of the control port. This manager signs its own certificate, anew after half of its life and when
-    /// the trusted roots change.
-    pub(super) fn server_side(&self) -> Result<ServerSide, ManagerError> {
-        let now = wall_clock();
-        let roots = self.published.with(|state| state.roots().into_iter().map(<[u8]>::to_vec).collect::<Vec<_>>());
-        let mut server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(side) = server.as_ref().filter(|side| now < side.renew_at && *side.roots == *roots) {
-            return Ok(side.clone());
-        }
-        let unusable = |error: &dyn std::fmt::Display| ManagerError::Certificate(error.to_string());
-        let key = NodeKey::generate().map_err(|error| unusable(&error))?;
-        let request = key.request().map_err(|error| unusable(&error))?;
-        let (issued, life) = self.published.with(|state| {
-            let names = Names { node: self.node, role: Role::Manager, cluster: state.cluster.id };
-            (authority::issue_for(state, &request, names), state.cluster.spec.certificate_secs)
-        });
-        let issued = issued.map_err(|error| unusable(&error))?;
-        let identity = Identity::new(&key, issued.chain).map_err(|error| unusable(&error))?;
-        let config = crate::tls::server_config(&identity, &roots).map_err(|error| unusable(&error))?;
-        let renew_at = UnixTime(now.0.saturating_add(life / 2));
-        Ok(server.insert(ServerSide { config, roots: roots.into(), renew_at }).clone())
+    /// Whether this manager leads.
+    pub(super) fn leads(&self) -> bool {
+        matches!(self.published.leadership(), Leadership::Here { .. })
     }
+
+    /// Where the leader is; waits a little for one.
+    pub(super) async fn leader(&self) -> Result<Leader, ManagerError> {
+        let changed = self.published.watch();
+        let found = async {
+            loop {
+                match self.published.leadership() {
+                    Leadership::Here { .. } => return Ok(Leader::Here),
+                    Leadership::There(member) => match self.address_of(member) {
+                        Some(address) => return Ok(Leader::At(address)),
+                        None => return Err(ManagerError::NoLeader),
+                    },
+                    Leadership::Nobody => {}
+                }
+                if changed.recv().await.is_err() {
+                    return Err(ManagerError::Unavailable("the manager is stopping".to_owned()));
+                }
+            }
+        };
+        let late = async {
+            smol::Timer::after(LEADER_PATIENCE).await;
+            Err(ManagerError::NoLeader)
+        };
+        found.or(late).await
+    }
+
+    /// The leader's control port, if another manager leads.
+    pub(super) fn leader_address(&self) -> Option<SocketAddr> {
+        match self.published.leadership() {
+            Leadership::There(member) => self.address_of(member),
+            Leadership::Here { .. } | Leadership::Nobody => None,
+        }
+    }
+
+    fn address_of(&self, member: Member) -> Option<SocketAddr> {
+        self.published.with(|state| {
+            let manager = state.managers.values().find(|manager| manager.seat == member.0);
+            manager.map(|manager| manager.address)
+        })
+    }
+
+    /// Waits until the applied state has this log index.
+    pub(super) async fn until_applied(&self, index: u64) -> Result<(), ManagerError> {
+        let changed = self.published.watch();
+        let applied = async {
+            while self.published.with(|state| state.index) < index {
+                if changed.recv().await.is_err() {
+                    return Err(ManagerError::Unavailable("the manager is stopping".to_owned()));
+                }
+            }
+            Ok(())
+        };
+        let late = async {
+            smol::Timer::after(APPLY_PATIENCE).await;
+            Err(ManagerError::NoLeader)
+        };
+        applied.or(late).await
+    }
+}
+
+/// Where the leader is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Leader {
+    Here,
+    At(SocketAddr),
 }
 
 /// The authority of a new swarm.
 #[cfg(test)]
 pub(crate) fn first_authority(cluster: ClusterId) -> CertificateAuthority {
     authority::create(cluster, wall_clock()).expect("the library makes keys")
-}
-
-#[cfg(test)]
-impl Inner {
-    /// Makes the control port present an identity for good.
-    pub(super) fn present(&self, identity: &Identity) {
-        let roots = self.server_side().expect("a server side").roots;
-        let config = crate::tls::server_config(identity, &roots).expect("an identity");
-        let renew_at = UnixTime(u64::MAX);
-        *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(ServerSide { config, roots, renew_at });
-    }
 }
 
 /// A root certificate to take the place of the state's.
@@ -268,7 +363,7 @@ fn create(directory: &Path, params: InitParams) -> Result<(Store, Loaded, Joined
     let names = Names { node, role: Role::Manager, cluster };
     let issued = authority::issue(&authority, &params.csr, names, now, params.spec.certificate_secs);
     let issued = issued.map_err(certificate)?;
-    let data_path_port = params.spec.data_path_port;
+    let (data_path_port, control) = (params.spec.data_path_port, params.addresses.control);
     let init = Command::Init {
         cluster,
         fork,
@@ -292,7 +387,33 @@ fn create(directory: &Path, params: InitParams) -> Result<(Store, Loaded, Joined
         root: issued.root,
     };
     state.apply(&Entry { at: now, command: add }).0?;
-    let store = Store::create(directory, node, &state)?;
+    let seat = state.nodes.get(&node).map_or(0, |node| node.seat);
+    let owner = Owner { node, member: Member(seat) };
+    let membership = Membership::alone(owner.member, Peer { node, address: control });
+    state.managers = members::seats(&membership);
+    let bytes = state.to_bytes().map_err(|error| ManagerError::Broken(error.to_string()))?;
+    let position = Position { term: FIRST_TERM, index: state.index };
+    let snapshot = Snapshot { position, membership, data: Payload::new(bytes) };
+    let store = Store::create(directory, owner, &snapshot)?;
     let joined = Joined { node, cluster, fork, data_path_port, role: Role::Manager, chain: issued.chain };
-    Ok((store, Loaded { state, compact: false, node }, joined))
+    let hard = HardState { term: FIRST_TERM, vote: None };
+    Ok((store, Loaded { owner, hard, snapshot, entries: Vec::new() }, joined))
 }
+
+/// A store with the state of another manager.
+fn take_over(directory: &Path, node: NodeId, bytes: &[u8]) -> Result<(Store, Loaded), ManagerError> {
+    let broken =
+        |error: &dyn std::fmt::Display| ManagerError::Broken(format!("the swarm's state is unreadable: {error}"));
+    let snapshot: Snapshot = postcard::from_bytes(bytes).map_err(|error| broken(&error))?;
+    let state = State::from_bytes(snapshot.data.bytes()).map_err(|error| broken(&error))?;
+    let known = state.nodes.get(&node).filter(|node| node.role == Role::Manager);
+    let seat =
+        known.ok_or_else(|| ManagerError::Unavailable(format!("node {node} is not a manager of the swarm")))?.seat;
+    let owner = Owner { node, member: Member(seat) };
+    let store = Store::create(directory, owner, &snapshot)?;
+    let hard = HardState { term: snapshot.position.term, vote: None };
+    Ok((store, Loaded { owner, hard, snapshot, entries: Vec::new() }))
+}
+
+/// The term in which a swarm is made.
+const FIRST_TERM: u64 = 1;

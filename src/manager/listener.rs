@@ -4,7 +4,8 @@
 use super::admission;
 use super::drops::ControlDrop;
 use super::handle::{Inner, ManagerError};
-use super::session;
+use super::{forward, peers, session};
+use crate::raft::Member;
 use crate::tls::{self, FrameReader, FrameWriter, Peer, StreamError};
 use crate::wire::control::{ALPN, Answer, MAX_FRAME_BYTES, Opening};
 use futures_rustls::server::TlsStream;
@@ -113,7 +114,7 @@ pub(super) async fn listen(inner: &Arc<Inner>, address: SocketAddr) -> Result<So
     let failed = |error: std::io::Error| ManagerError::Listen { address, reason: explain_bind(&error) };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
-    inner.server_side()?;
+    inner.credentials.server_side()?;
     inner.tasks.spawn("control port", accept(inner.clone(), listener));
     Ok(bound)
 }
@@ -175,7 +176,7 @@ async fn connection(inner: Arc<Inner>, stream: TcpStream, from: SocketAddr, perm
 }
 
 async fn handshake(inner: &Inner, stream: TcpStream, from: SocketAddr) -> Option<(tls::Accepted, Arc<[Vec<u8>]>)> {
-    let side = match inner.server_side() {
+    let side = match inner.credentials.server_side() {
         Ok(side) => side,
         Err(error) => {
             tracing::error!(%error, "no certificate for the control port");
@@ -207,11 +208,19 @@ pub(super) fn is_outdated(inner: &Inner, roots: &[Vec<u8>]) -> bool {
 }
 
 async fn dispatch(inner: Arc<Inner>, connection: Connection, opening: Opening) {
+    let of_leader = matches!(opening, Opening::Join(_) | Opening::Session(_) | Opening::Renew { .. } | Opening::Leave);
+    if of_leader && !inner.leads() {
+        return connection.answer(Answer::NotLeader { leader: inner.leader_address() }).await;
+    }
     match opening {
         Opening::Join(request) => admission::join(&inner, connection, request).await,
         Opening::Session(request) => session::serve(inner, connection, request).await,
         Opening::Renew { csr } => admission::renew(&inner, connection, csr).await,
         Opening::Leave => admission::leave(&inner, connection).await,
+        Opening::Consensus { from, to } => peers::serve(inner, connection, Member(from), Member(to)).await,
+        Opening::Forward => forward::serve_command(inner, connection).await,
+        Opening::Read => forward::serve_read(inner, connection).await,
+        Opening::State => forward::serve_state(inner, connection).await,
     }
 }
 

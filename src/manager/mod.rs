@@ -2,26 +2,35 @@
 //! `cluster::schedule` and `cluster::ring` plan.
 //!
 //! - `handle`: what the API and the daemon hold.
-//! - `store`: log and snapshot, each record sealed; what is retired can never be read again.
-//! - `actor`: the one writer: append, make durable, apply, tell the watchers.
+//! - `store`: term, log and snapshot, each record sealed; what is retired can never be read again.
+//! - `actor`: the one writer: drives the consensus: make durable, send, apply, tell the watchers.
+//! - `members`: who should take part in the consensus. `peers`: its streams between managers. `credentials`: the
+//!   certificate of those, and of the control port. `forward`: what managers that do not lead ask of the leader.
 //! - `planner`: proposes what time and the state ask for: placements, rotations, nodes that fell silent.
 //! - `authority`: the certificate authority, and its successor (`cluster` says when the former root is dropped).
 //! - `listener`, `admission`, `session`, `limits`: the control port: who may speak; joining; the sessions of the nodes;
 //!   how much of each.
 //! - `news`: what the managers make of what nodes say. `push`: what one node may know of the state. `book`: the signed records.
 //!
-//! Invariants: a command is durable before its proposer hears of it; readers see applied states only; a network's key
+//! Any manager takes any command and passes it on; the leader alone holds sessions, admits, signs certificates and
+//! plans. All that it plans by is the replicated state and its time since it began to lead.
+//!
+//! Invariants: a command is durable at a majority before its proposer hears of it; readers see applied states only; a network's key
 //! goes only to nodes with a task on the network; a master goes nowhere.
 
 mod actor;
 mod admission;
 mod authority;
 pub(crate) mod book;
+mod credentials;
 mod drops;
+mod forward;
 mod handle;
 mod limits;
 mod listener;
+mod members;
 pub(crate) mod news;
+mod peers;
 mod planner;
 pub(crate) mod push;
 mod session;

@@ -4,7 +4,7 @@ use super::book::RecordBook;
 use crate::cluster::{NodeState, State};
 use crate::crypto;
 use crate::esp::{gossip_key, network_key};
-use crate::types::{NetworkId, NodeId, Role, Transform};
+use crate::types::{NetworkId, NodeId, Transform};
 use crate::wire::control::{EpochView, NetworkKey, NetworkView, PAGE_ENTRIES, RingView, SwarmView, ToAgent};
 use crate::wire::frame::{self, FrameError};
 use serde::Serialize;
@@ -47,12 +47,11 @@ pub(crate) fn compose(state: &State, node: NodeId, book: &RecordBook, cursor: u6
 }
 
 fn swarm_view(state: &State) -> SwarmView {
-    let managers = state.nodes.values().filter(|node| node.role == Role::Manager);
     SwarmView {
         cluster: state.cluster.id,
         fork: state.cluster.fork,
         heartbeat_secs: state.cluster.spec.heartbeat_secs,
-        managers: managers.map(|node| (node.id, node.addresses.control)).collect(),
+        managers: state.manager_addresses(),
         attestation: state.attestation_keys(),
         roots: state.roots().into_iter().map(<[u8]>::to_vec).collect(),
         gone: state.gone.keys().copied().collect(),

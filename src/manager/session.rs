@@ -40,6 +40,8 @@ enum End {
     Replaced,
     /// The node was removed from the swarm.
     Removed,
+    /// This manager leads no more: the node is to look for the one that does.
+    LeadLost,
 }
 
 struct Open {
@@ -145,6 +147,15 @@ impl Sessions {
         }
         table.heard.remove(&node);
         table.boots.remove(&node);
+    }
+
+    /// Ends all sessions: another manager leads.
+    pub(super) fn end_all(&self) {
+        let mut table = self.table();
+        for open in std::mem::take(&mut table.open).into_values() {
+            let _ = open.end.try_send(End::LeadLost);
+        }
+        table.heard.clear();
     }
 
     /// Ends the session of a node that leaves.
@@ -281,6 +292,7 @@ impl Session {
                 let closed = writer.close().await;
                 format!("the node was removed (told: {}, closed: {})", told.is_ok(), closed.is_ok())
             }
+            Ok(End::LeadLost) => "another manager leads the swarm now".to_owned(),
             Ok(End::Replaced) => "a newer session took its place, or the node left".to_owned(),
             Err(_) => "the manager is stopping".to_owned(),
         }

@@ -1,9 +1,12 @@
-//! The managers' log and snapshot on disk, each record sealed under a key of its own:
-//! HKDF(at-rest key, 32 random octets). The at-rest key is a file of mode 0600 beside the store.
+//! What this manager must not forget, on disk: its term and vote, the log, the snapshot the log goes on from. Each
+//! record is sealed under a key of its own: HKDF(at-rest key, 32 random octets). The at-rest key is a file of mode
+//! 0600 beside the store.
 //!
-//! Compaction writes a fresh store file that holds the snapshot alone, sealed under a *new* at-rest key, and puts
-//! it in the place of the old one. What the log held before can then never be read again: its file is gone, and a
-//! copy of it does not open, since its key is gone too. The order of the steps makes `kill -9` harmless at any moment:
+//! [`Store::save`] keeps a [`Save`] of the consensus whole or not at all. One that brings a snapshot (this manager's
+//! own, or the leader's) is written to a fresh store file that holds the snapshot and what of the log follows it,
+//! sealed under a *new* at-rest key, and is put in the place of the old one. What the log held before can then never
+//! be read again: its file is gone, and a copy of it does not open, since its key is gone too. The order of the steps
+//! makes `kill -9` harmless at any moment:
 //!
 //! 1. the key file holds the old and the new key,
 //! 2. the fresh file is complete and durable under another name,
@@ -14,13 +17,14 @@
 //!
 //! The lock file is held as long as the store is open: a second process is refused.
 
-use crate::cluster::{Effect, Entry, State};
 use crate::crypto;
+use crate::raft::{Body, Entry, HardState, Member, Membership, Payload, Position, Save, Snapshot};
 use crate::tls::write_private;
 use crate::types::{Key32, NodeId};
 use nix::fcntl::{Flock, FlockArg};
 use redb::backends::FileBackend;
-use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction};
+use serde::{Deserialize, Serialize};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -28,7 +32,7 @@ use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
 /// The version of the stored form.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 /// Bytes of memory for the pages of the store: it is read once, at start.
 const CACHE_BYTES: usize = 4 << 20;
 
@@ -40,6 +44,7 @@ const KEY_MAGIC: &[u8] = b"formic at-rest 1";
 const RECORD_LABEL: &[u8] = b"formic at-rest record v1";
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+const HARD: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("hard");
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
 const SNAPSHOT: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("snapshot");
 
@@ -71,6 +76,16 @@ pub enum StoreError {
         /// Its format.
         found: u64,
     },
+    /// An older Formic wrote it.
+    #[error(
+        "{path} has format {found}, this Formic reads format {FORMAT}: run the version that wrote it, or remove the state directory and make or join a swarm again"
+    )]
+    Older {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u64,
+    },
     /// It cannot be read.
     #[error(
         "{path} is damaged ({reason}): restore {path} and {KEY_FILE} from one backup, or remove the state directory and make or join a swarm again"
@@ -83,25 +98,39 @@ pub enum StoreError {
     },
 }
 
+/// Whose store it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Owner {
+    /// The node this manager runs on.
+    pub(super) node: NodeId,
+    /// Its seat among the managers.
+    pub(super) member: Member,
+}
+
 /// An open store.
 pub(super) struct Store {
     directory: PathBuf,
     database: Database,
     key: Key32,
-    /// Log records since the snapshot.
-    entries: u64,
-    node: NodeId,
+    owner: Owner,
     _lock: Flock<File>,
 }
 
 /// What a store held.
 pub(super) struct Loaded {
-    /// The state after the last durable entry.
-    pub(super) state: State,
-    /// A master was retired, and the compaction that must follow has not happened.
-    pub(super) compact: bool,
-    /// The node this manager runs on.
-    pub(super) node: NodeId,
+    pub(super) owner: Owner,
+    pub(super) hard: HardState,
+    pub(super) snapshot: Snapshot,
+    /// What of the log follows the snapshot.
+    pub(super) entries: Vec<Entry>,
+}
+
+/// A snapshot as it is stored, without its data.
+#[derive(Serialize, Deserialize)]
+struct Head {
+    owner: Owner,
+    position: Position,
+    membership: Membership,
 }
 
 impl Store {
@@ -110,8 +139,8 @@ impl Store {
         directory.join(STORE_FILE).exists()
     }
 
-    /// Makes a store that holds `state`. It exists completely or, after a crash, not at all.
-    pub(super) fn create(directory: &Path, node: NodeId, state: &State) -> Result<Store, StoreError> {
+    /// Makes a store that holds a snapshot. It exists completely or, after a crash, not at all.
+    pub(super) fn create(directory: &Path, owner: Owner, snapshot: &Snapshot) -> Result<Store, StoreError> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -123,12 +152,13 @@ impl Store {
         }
         let key = Key32::new(super::random());
         write_keys(directory, &[&key])?;
-        let database = write_fresh(directory, &key, node, state)?;
+        let hard = HardState { term: snapshot.position.term, vote: None };
+        let database = write_fresh(directory, &key, owner, (snapshot, hard, &[]))?;
         put_in_place(directory)?;
-        Ok(Store { directory: directory.to_owned(), database, key, entries: 0, node, _lock: lock })
+        Ok(Store { directory: directory.to_owned(), database, key, owner, _lock: lock })
     }
 
-    /// Opens a store and replays its log.
+    /// Opens a store and reads it.
     pub(super) fn open(directory: &Path) -> Result<(Store, Loaded), StoreError> {
         let path = directory.join(STORE_FILE);
         if !path.exists() {
@@ -141,46 +171,46 @@ impl Store {
         let damaged = |reason: String| StoreError::Damaged { path: path.clone(), reason };
         check_format(&database, &path)?;
         let unfinished = keys.len() > 1;
-        let (key, node, mut state) = read_snapshot(&database, keys).map_err(damaged)?;
+        let (key, owner, snapshot) = read_snapshot(&database, keys).map_err(damaged)?;
         if unfinished {
             write_keys(directory, &[&key])?;
         }
-        let (entries, compact) = replay(&database, &key, &mut state).map_err(damaged)?;
-        let store = Store { directory: directory.to_owned(), database, key, entries, node, _lock: lock };
-        Ok((store, Loaded { state, compact, node }))
+        let hard = read_hard(&database, &key).map_err(damaged)?;
+        let entries = read_log(&database, &key, snapshot.position).map_err(damaged)?;
+        let store = Store { directory: directory.to_owned(), database, key, owner, _lock: lock };
+        Ok((store, Loaded { owner, hard, snapshot, entries }))
     }
 
-    /// Log records since the snapshot.
-    pub(super) fn entries(&self) -> u64 {
-        self.entries
-    }
-
-    /// Appends encoded entries from log index `first` on. Durable when this returns.
-    pub(super) fn append(&mut self, first: u64, entries: &[Zeroizing<Vec<u8>>]) -> Result<(), StoreError> {
-        let path = self.directory.join(STORE_FILE);
-        let failed = |error: redb::Error| StoreError::File { path: path.clone(), reason: error.to_string() };
-        let transaction = self.database.begin_write().map_err(|error| failed(error.into()))?;
-        {
-            let mut log = transaction.open_table(LOG).map_err(|error| failed(error.into()))?;
-            for (index, entry) in (first..).zip(entries) {
-                let sealed = seal(&self.key, b'L', index, entry);
-                log.insert(index, sealed.as_slice()).map_err(|error| failed(error.into()))?;
-            }
+    /// Keeps what the consensus wants kept. Durable when this returns.
+    pub(super) fn save(&mut self, save: &Save) -> Result<(), StoreError> {
+        match &save.snapshot {
+            Some(snapshot) => self.replace(snapshot, save),
+            None => self
+                .append(save)
+                .map_err(|error| StoreError::File { path: self.directory.join(STORE_FILE), reason: error.to_string() }),
         }
-        transaction.commit().map_err(|error| failed(error.into()))?;
-        self.entries += entries.len() as u64;
+    }
+
+    fn append(&mut self, save: &Save) -> Result<(), redb::Error> {
+        let transaction = self.database.begin_write()?;
+        write_hard(&transaction, &self.key, save.hard)?;
+        {
+            let mut log = transaction.open_table(LOG)?;
+            log.retain_in(save.after.saturating_add(1).., |_, _| false)?;
+        }
+        write_log(&transaction, &self.key, &save.entries)?;
+        transaction.commit()?;
         Ok(())
     }
 
-    /// Replaces log and snapshot by a snapshot of `state`, and the at-rest key by a new one.
-    pub(super) fn compact(&mut self, state: &State) -> Result<(), StoreError> {
+    /// A new store in the place of the old one, under a new at-rest key.
+    fn replace(&mut self, snapshot: &Snapshot, save: &Save) -> Result<(), StoreError> {
         let key = Key32::new(super::random());
         write_keys(&self.directory, &[&self.key, &key])?;
-        self.database = write_fresh(&self.directory, &key, self.node, state)?;
+        self.database = write_fresh(&self.directory, &key, self.owner, (snapshot, save.hard, &save.entries))?;
         put_in_place(&self.directory)?;
         write_keys(&self.directory, &[&key])?;
         self.key = key;
-        self.entries = 0;
         Ok(())
     }
 }
@@ -230,64 +260,103 @@ fn check_format(database: &Database, path: &Path) -> Result<(), StoreError> {
     let meta = transaction.open_table(META).map_err(|error| damaged(error.into()))?;
     match meta.get("format").map_err(|error| damaged(error.into()))?.map(|value| value.value()) {
         Some(FORMAT) => Ok(()),
+        Some(found) if found < FORMAT => Err(StoreError::Older { path: path.to_owned(), found }),
         Some(found) => Err(StoreError::Newer { path: path.to_owned(), found }),
         None => Err(StoreError::Damaged { path: path.to_owned(), reason: "it names no format".to_owned() }),
     }
 }
 
 /// The snapshot, and the key that opens it.
-fn read_snapshot(database: &Database, keys: Vec<Key32>) -> Result<(Key32, NodeId, State), String> {
+fn read_snapshot(database: &Database, keys: Vec<Key32>) -> Result<(Key32, Owner, Snapshot), String> {
     let transaction = database.begin_read().map_err(|error| error.to_string())?;
     let table = transaction.open_table(SNAPSHOT).map_err(|error| error.to_string())?;
     let record = table.get(0).map_err(|error| error.to_string())?.ok_or("it has no snapshot")?;
     for key in keys {
         let Ok(plain) = open(&key, b'S', 0, record.value()) else { continue };
-        let (node, state) = plain.split_first_chunk::<17>().ok_or("its snapshot is too short")?;
-        let node = crate::types::Id::from_bytes(*node).map(NodeId).map_err(|error| error.to_string())?;
-        return Ok((key, node, State::from_bytes(state).map_err(|error| error.to_string())?));
+        let (head, data) = postcard::take_from_bytes::<Head>(&plain).map_err(|error| error.to_string())?;
+        let Head { owner, position, membership } = head;
+        let data = Payload::new(Zeroizing::new(data.to_vec()));
+        return Ok((key, owner, Snapshot { position, membership, data }));
     }
     Err(format!("{KEY_FILE} does not open it"))
 }
 
-/// Applies the log; gives its length and whether a compaction is due.
-fn replay(database: &Database, key: &Key32, state: &mut State) -> Result<(u64, bool), String> {
+fn read_hard(database: &Database, key: &Key32) -> Result<HardState, String> {
+    let transaction = database.begin_read().map_err(|error| error.to_string())?;
+    let table = transaction.open_table(HARD).map_err(|error| error.to_string())?;
+    let record = table.get(0).map_err(|error| error.to_string())?.ok_or("it has no term")?;
+    let plain = open(key, b'H', 0, record.value()).map_err(|_| "its term does not open")?;
+    postcard::from_bytes(&plain).map_err(|error| error.to_string())
+}
+
+/// The entries after the snapshot, without a gap.
+fn read_log(database: &Database, key: &Key32, snapshot: Position) -> Result<Vec<Entry>, String> {
     let transaction = database.begin_read().map_err(|error| error.to_string())?;
     let log = transaction.open_table(LOG).map_err(|error| error.to_string())?;
-    let (mut entries, mut compact) = (0, false);
+    let (mut entries, mut last) = (Vec::new(), snapshot);
     for record in log.iter().map_err(|error| error.to_string())? {
         let (index, sealed) = record.map_err(|error| error.to_string())?;
         let index = index.value();
-        if index != state.index + 1 {
-            return Err(format!("entry {} is missing", state.index + 1));
+        if index != last.index + 1 {
+            return Err(format!("entry {} is missing", last.index + 1));
         }
         let plain = open(key, b'L', index, sealed.value()).map_err(|_| format!("entry {index} does not open"))?;
-        let entry: Entry = postcard::from_bytes(&plain).map_err(|error| format!("entry {index}: {error}"))?;
-        let (_, effects) = state.apply(&entry);
-        compact |= effects.contains(&Effect::Compact);
-        entries += 1;
+        let (term, body): (u64, Body) =
+            postcard::from_bytes(&plain).map_err(|error| format!("entry {index}: {error}"))?;
+        last = Position { term, index };
+        entries.push(Entry { position: last, body });
     }
-    Ok((entries, compact))
+    Ok(entries)
+}
+
+fn write_hard(transaction: &WriteTransaction, key: &Key32, hard: HardState) -> Result<(), redb::Error> {
+    let plain = encode(&hard).map_err(redb::Error::Io)?;
+    transaction.open_table(HARD)?.insert(0, seal(key, b'H', 0, &plain).as_slice())?;
+    Ok(())
+}
+
+fn write_log(transaction: &WriteTransaction, key: &Key32, entries: &[Entry]) -> Result<(), redb::Error> {
+    let mut log = transaction.open_table(LOG)?;
+    for Entry { position, body } in entries {
+        let plain = encode(&(position.term, body)).map_err(redb::Error::Io)?;
+        log.insert(position.index, seal(key, b'L', position.index, &plain).as_slice())?;
+    }
+    Ok(())
+}
+
+/// Into a buffer of the right size from the start: growing would leave unwiped copies of keys behind.
+fn encode<T: Serialize>(value: &T) -> std::io::Result<Zeroizing<Vec<u8>>> {
+    let size = postcard::experimental::serialized_size(value).map_err(std::io::Error::other)?;
+    let mut bytes = Zeroizing::new(vec![0; size]);
+    postcard::to_slice(value, &mut bytes).map_err(std::io::Error::other)?;
+    Ok(bytes)
 }
 
 /// A complete and durable store file under another name.
-fn write_fresh(directory: &Path, key: &Key32, node: NodeId, state: &State) -> Result<Database, StoreError> {
+fn write_fresh(
+    directory: &Path,
+    key: &Key32,
+    owner: Owner,
+    (snapshot, hard, entries): (&Snapshot, HardState, &[Entry]),
+) -> Result<Database, StoreError> {
     let path = directory.join(FRESH_FILE);
     remove_if_there(&path)?;
-    let failed = |reason: String| StoreError::File { path: path.clone(), reason };
-    let bytes = state.to_bytes().map_err(|error| failed(error.to_string()))?;
-    let plain = Zeroizing::new([node.as_bytes().as_slice(), &bytes].concat());
+    let head = Head { owner, position: snapshot.position, membership: snapshot.membership.clone() };
+    let head = encode(&head).map_err(|error| file_error(&path, error))?;
+    let plain = Zeroizing::new([head.as_slice(), snapshot.data.bytes()].concat());
     let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
     let file = file.map_err(|error| file_error(&path, error))?;
     let fill = || -> Result<Database, redb::Error> {
         let database = Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(FileBackend::new(file)?)?;
         let transaction = database.begin_write()?;
         transaction.open_table(META)?.insert("format", FORMAT)?;
-        transaction.open_table(LOG)?;
         transaction.open_table(SNAPSHOT)?.insert(0, seal(key, b'S', 0, &plain).as_slice())?;
+        write_hard(&transaction, key, hard)?;
+        write_log(&transaction, key, entries)?;
         transaction.commit()?;
         Ok(database)
     };
-    fill().map_err(|error| failed(error.to_string()))
+    fill().map_err(|error| StoreError::File { path: path.clone(), reason: error.to_string() })
 }
 
 fn put_in_place(directory: &Path) -> Result<(), StoreError> {
@@ -364,7 +433,7 @@ pub(super) mod testing {
         let mut found = Vec::new();
         for key in read_keys(directory).unwrap() {
             let transaction = database.begin_read().unwrap();
-            for (table, kind) in [(LOG, b'L'), (SNAPSHOT, b'S')] {
+            for (table, kind) in [(HARD, b'H'), (LOG, b'L'), (SNAPSHOT, b'S')] {
                 for record in transaction.open_table(table).unwrap().iter().unwrap() {
                     let (index, sealed) = record.unwrap();
                     let random = *sealed.value().first_chunk().unwrap();

@@ -5,10 +5,10 @@
 //! was cut off comes back with the term it left with, and a removed one gets no answer: neither disturbs a leader.
 //! Real votes are refused by the same rule, unless the leader itself asked for the election.
 
-use super::Broken;
 use super::machine::{Follower, Leading, Raft, Source, log_position};
 use super::message::{Member, Message, Position};
 use super::reads::Reads;
+use super::{Broken, Timing};
 use crate::types::Time;
 use noraft::{Role, Term};
 use rand::rngs::StdRng;
@@ -117,7 +117,9 @@ impl Raft {
                 self.step_down();
             }
         } else if self.now >= self.election.due {
-            self.restart_election_timer();
+            // Asking disturbs nobody: again soon, should the others have heard of the leader a little later.
+            let Timing { heartbeat, election } = self.settings.timing;
+            self.election.due = self.now + self.election.rng.random_range(heartbeat..=election);
             self.ask_for_pre_votes();
         }
     }

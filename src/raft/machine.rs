@@ -164,6 +164,14 @@ impl Raft {
         follower.answered.then_some(Progress { matched, heard: follower.heard })
     }
 
+    /// A snapshot of an applied state: its position, and who the members were then. `None` when the log does not hold
+    /// `index`.
+    pub fn snapshot_at(&self, index: u64, data: Payload) -> Option<Snapshot> {
+        let (at, _) = self.node.log().get_position_and_config(LogIndex::new(index))?;
+        let (_, membership) = self.memberships.range(..=index).next_back()?;
+        Some(Snapshot { position: position(at), membership: membership.clone(), data })
+    }
+
     /// The end of its log.
     pub fn last(&self) -> Position {
         position(self.node.log().last_position())
@@ -403,25 +411,23 @@ impl Consensus for Raft {
     }
 
     fn lead(&self) -> Lead {
-        let established = self.leading.is_some() && self.is_term_committed();
+        let handed = self.node.log().entries().get_term(LogIndex::new(self.handed));
+        let established = self.leading.is_some() && handed == Some(self.node.current_term());
         Lead { term: self.term(), leader: self.election.leader, established }
     }
 
     fn compact(&mut self, index: u64, state: Payload) -> Option<Save> {
-        let log = self.node.log();
-        let (at, config) = log.get_position_and_config(LogIndex::new(index))?;
-        if index > self.handed || at == log.snapshot_position() {
+        let snapshot = self.snapshot_at(index, state)?;
+        if index > self.handed || log_position(snapshot.position) == self.node.log().snapshot_position() {
             return None;
         }
-        let config = config.clone();
-        let membership = self.memberships.range(..=index).next_back()?.1.clone();
-        let dropped = self.node.handle_snapshot_installed(at, config);
+        let config = snapshot.membership.config();
+        let dropped = self.node.handle_snapshot_installed(log_position(snapshot.position), config);
         debug_assert!(dropped, "what is applied is committed");
-        self.start_log_at(index, membership.clone());
+        self.start_log_at(index, snapshot.membership.clone());
         self.drop_old_transfers(index);
         self.unsaved_after = None;
         self.hard_dirty = false;
-        let snapshot = Snapshot { position: position(at), membership, data: state };
         Some(Save { snapshot: Some(snapshot), hard: self.hard(), after: index, entries: self.entries_after(index) })
     }
 }

@@ -96,7 +96,7 @@ pub struct HardState {
 }
 
 /// The applied state at a position, as the driver encoded it, and who the members were.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Snapshot {
     /// The last entry in it.
     pub position: Position,
@@ -136,7 +136,7 @@ pub struct Lead {
     pub term: u64,
     /// The leader of that term, once known.
     pub leader: Option<Member>,
-    /// It is this member, and an entry of its term is committed: its applied state will show all that came before.
+    /// It is this member, and an entry of its term was handed out: the applied state shows all that came before.
     pub established: bool,
 }
 

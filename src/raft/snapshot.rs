@@ -46,11 +46,8 @@ impl Raft {
 
     /// The state with entries up to `index` applied, as [`super::Ready::snapshot_wanted`] asked for.
     pub fn provide_snapshot(&mut self, index: u64, state: Payload) {
-        let log = self.node.log();
-        let at = log.get_position_and_config(noraft::LogIndex::new(index)).map(|(at, _)| super::machine::position(at));
-        let membership = self.memberships.range(..=index).next_back().map(|(_, membership)| membership.clone());
-        let (Some(position), Some(membership), Some(leading)) = (at, membership, &mut self.leading) else { return };
-        let snapshot = Arc::new(Snapshot { position, membership, data: state });
+        let Some(snapshot) = self.snapshot_at(index, state).map(Arc::new) else { return };
+        let Some(leading) = &mut self.leading else { return };
         leading.snapshot = Some(snapshot.clone());
         let mut waiting = Vec::new();
         for (member, follower) in &mut leading.followers {

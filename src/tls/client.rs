@@ -1,9 +1,10 @@
-//! The four requests of an agent.
+//! The requests of an agent, and those of one manager to another.
 
 use super::config::{Trust, client_config};
 use super::identity::{Identity, Peer};
 use super::stream::{FrameReader, FrameWriter, StreamError, explain, within};
 use crate::crypto;
+use crate::types::NodeId;
 use crate::wire::control::{ALPN, Answer, JoinRequest, Joined, MAX_FRAME_BYTES, Opening, SessionRequest};
 use crate::wire::token::JoinToken;
 use futures_rustls::TlsConnector;
@@ -11,12 +12,20 @@ use futures_rustls::client::TlsStream;
 use rustls::pki_types::ServerName;
 use smol::io::{ReadHalf, WriteHalf};
 use smol::net::TcpStream;
+use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use zeroize::Zeroizing;
 
 /// How long a manager may take to take the connection, to shake hands, and to answer: each.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a forwarded command may take: its commit may wait for an election.
+const FORWARD_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Managers asked in a row when each names another leader.
+const LEADER_STEPS: usize = 4;
 
 /// Why a request to a manager failed. The texts are one line that says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +55,12 @@ pub enum ConnectError {
     /// A newer boot of this node has opened a session.
     #[error("this boot of the node is over: a newer one has opened a session")]
     FormerBoot,
+    /// Another manager leads, or none: the answer names it.
+    #[error("the swarm has no leader now, or another one than was asked: try again")]
+    NotLeader {
+        /// Where the leader is, if there is one.
+        leader: Option<SocketAddr>,
+    },
     /// The manager's answer makes no sense.
     #[error("unexpected answer from the manager at {0}: is it another version of Formic?")]
     Unexpected(SocketAddr),
@@ -55,7 +70,8 @@ pub enum ConnectError {
 }
 
 type Reader = FrameReader<ReadHalf<TlsStream<TcpStream>>>;
-type Writer = FrameWriter<WriteHalf<TlsStream<TcpStream>>>;
+/// The way to a manager.
+pub type Writer = FrameWriter<WriteHalf<TlsStream<TcpStream>>>;
 
 /// An open session.
 pub struct Session {
@@ -69,9 +85,28 @@ pub struct Session {
     pub writer: Writer,
 }
 
+/// Asks `first`, and then the leader that it names, as long as that leads on.
+async fn at_leader<T, F: Future<Output = Result<T, ConnectError>>>(
+    first: SocketAddr,
+    ask: impl Fn(SocketAddr) -> F,
+) -> Result<T, ConnectError> {
+    let mut address = first;
+    for _ in 0..LEADER_STEPS {
+        match ask(address).await {
+            Err(ConnectError::NotLeader { leader: Some(leader) }) if leader != address => address = leader,
+            other => return other,
+        }
+    }
+    Err(ConnectError::NotLeader { leader: None })
+}
+
 /// Asks to be admitted. `request.secret` is set from the token. The chain that comes back ends with the root that
 /// the token pins.
-pub async fn join(address: SocketAddr, token: &JoinToken, mut request: JoinRequest) -> Result<Joined, ConnectError> {
+pub async fn join(address: SocketAddr, token: &JoinToken, request: JoinRequest) -> Result<Joined, ConnectError> {
+    at_leader(address, |address| join_at(address, token, request.clone())).await
+}
+
+async fn join_at(address: SocketAddr, token: &JoinToken, mut request: JoinRequest) -> Result<Joined, ConnectError> {
     request.secret = token.secret.clone();
     let mut connection = Connection::open(address, Trust::Digest(token.root_digest), None).await?;
     let Answer::Joined(joined) = connection.ask(Opening::Join(request)).await? else {
@@ -95,6 +130,14 @@ pub async fn open_session(
     identity: &Identity,
     request: SessionRequest,
 ) -> Result<Session, ConnectError> {
+    at_leader(address, |address| open_session_at(address, identity, request.clone())).await
+}
+
+async fn open_session_at(
+    address: SocketAddr,
+    identity: &Identity,
+    request: SessionRequest,
+) -> Result<Session, ConnectError> {
     let mut connection = Connection::as_node(address, identity).await?;
     let Answer::Opened { boot_index } = connection.ask(Opening::Session(request)).await? else {
         return Err(ConnectError::Unexpected(address));
@@ -105,18 +148,89 @@ pub async fn open_session(
 
 /// Asks for a new certificate for the key of `csr`; gives the chain.
 pub async fn renew(address: SocketAddr, identity: &Identity, csr: Vec<u8>) -> Result<Vec<Vec<u8>>, ConnectError> {
-    match Connection::as_node(address, identity).await?.ask(Opening::Renew { csr }).await? {
-        Answer::Renewed { chain } => Ok(chain),
-        _ => Err(ConnectError::Unexpected(address)),
-    }
+    let csr = &csr;
+    at_leader(address, |address| async move {
+        match Connection::as_node(address, identity).await?.ask(Opening::Renew { csr: csr.clone() }).await? {
+            Answer::Renewed { chain } => Ok(chain),
+            _ => Err(ConnectError::Unexpected(address)),
+        }
+    })
+    .await
 }
 
 /// Tells the managers that this node leaves the swarm.
 pub async fn leave(address: SocketAddr, identity: &Identity) -> Result<(), ConnectError> {
-    match Connection::as_node(address, identity).await?.ask(Opening::Leave).await? {
-        Answer::Left => Ok(()),
+    at_leader(address, |address| async move {
+        match Connection::as_node(address, identity).await?.ask(Opening::Leave).await? {
+            Answer::Left => Ok(()),
+            _ => Err(ConnectError::Unexpected(address)),
+        }
+    })
+    .await
+}
+
+/// A manager's stream of its messages of the consensus to another one. The node there is `expected`.
+pub async fn open_consensus(
+    address: SocketAddr,
+    identity: &Identity,
+    expected: NodeId,
+    (from, to): (u64, u64),
+) -> Result<Writer, ConnectError> {
+    let mut connection = Connection::as_node(address, identity).await?;
+    if connection.manager.node != expected {
+        let reason = format!("node {} answers there, not {expected}", connection.manager.node);
+        return Err(ConnectError::Untrusted { address, reason });
+    }
+    match connection.ask(Opening::Consensus { from, to }).await? {
+        Answer::Listening => Ok(connection.writer),
         _ => Err(ConnectError::Unexpected(address)),
     }
+}
+
+/// A manager passes a command on to the leader; gives what became of it.
+pub async fn forward(address: SocketAddr, identity: &Identity, command: &[u8]) -> Result<Vec<u8>, ConnectError> {
+    let mut connection = Connection::as_node(address, identity).await?;
+    let failed = |error: StreamError| ConnectError::Untrusted { address, reason: error.to_string() };
+    connection.writer.write(&Opening::Forward).await.map_err(failed)?;
+    connection.writer.write(&command).await.map_err(failed)?;
+    match connection.answer(FORWARD_TIMEOUT).await? {
+        Answer::Forwarded { outcome } => Ok(outcome),
+        _ => Err(ConnectError::Unexpected(address)),
+    }
+}
+
+/// A manager asks the leader from which log index its own state is new enough.
+pub async fn read_index(address: SocketAddr, identity: &Identity) -> Result<u64, ConnectError> {
+    match Connection::as_node(address, identity).await?.ask(Opening::Read).await? {
+        Answer::Index { index } => Ok(index),
+        _ => Err(ConnectError::Unexpected(address)),
+    }
+}
+
+/// A manager that has no state yet asks for the leader's snapshot, at most `limit` bytes of it.
+pub async fn fetch_state(
+    address: SocketAddr,
+    identity: &Identity,
+    limit: u64,
+) -> Result<Zeroizing<Vec<u8>>, ConnectError> {
+    at_leader(address, |address| async move {
+        let mut connection = Connection::as_node(address, identity).await?;
+        let Answer::State { total } = connection.ask(Opening::State).await? else {
+            return Err(ConnectError::Unexpected(address));
+        };
+        let size = usize::try_from(total).ok().filter(|_| total <= limit).ok_or(ConnectError::Unexpected(address))?;
+        let mut state = Zeroizing::new(Vec::with_capacity(size));
+        while state.len() < size {
+            let piece = connection.reader.read::<Zeroizing<Vec<u8>>>(STEP_TIMEOUT).await;
+            let piece = piece.map_err(|error| ConnectError::Untrusted { address, reason: error.to_string() })?;
+            if piece.is_empty() || state.len() + piece.len() > size {
+                return Err(ConnectError::Unexpected(address));
+            }
+            state.extend_from_slice(&piece);
+        }
+        Ok(state)
+    })
+    .await
 }
 
 struct Connection {
@@ -158,19 +272,25 @@ impl Connection {
     async fn ask(&mut self, opening: Opening) -> Result<Answer, ConnectError> {
         let address = self.address;
         let written = self.writer.write(&opening).await;
-        let answer = match self.reader.read(STEP_TIMEOUT).await {
-            Err(StreamError::Frame(_)) => Err(ConnectError::Unexpected(address)),
-            Err(error) => Err(ConnectError::Untrusted { address, reason: error.to_string() }),
-            Ok(Answer::Refused { reason }) => Err(ConnectError::Refused(reason)),
-            Ok(Answer::Removed) => Err(ConnectError::Removed),
-            Ok(Answer::FormerBoot) => Err(ConnectError::FormerBoot),
-            Ok(answer) => Ok(answer),
-        };
+        let answer = self.answer(STEP_TIMEOUT).await;
         match (written, answer) {
             (Err(error), Err(ConnectError::Unexpected(_))) => {
                 Err(ConnectError::Untrusted { address, reason: error.to_string() })
             }
             (_, answer) => answer,
+        }
+    }
+
+    async fn answer(&mut self, timeout: Duration) -> Result<Answer, ConnectError> {
+        let address = self.address;
+        match self.reader.read(timeout).await {
+            Err(StreamError::Frame(_)) => Err(ConnectError::Unexpected(address)),
+            Err(error) => Err(ConnectError::Untrusted { address, reason: error.to_string() }),
+            Ok(Answer::Refused { reason }) => Err(ConnectError::Refused(reason)),
+            Ok(Answer::Removed) => Err(ConnectError::Removed),
+            Ok(Answer::FormerBoot) => Err(ConnectError::FormerBoot),
+            Ok(Answer::NotLeader { leader }) => Err(ConnectError::NotLeader { leader }),
+            Ok(answer) => Ok(answer),
         }
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! - `identity`: a node's key and certificate chain, and what a peer's certificate says.
 //! - `config`: who is believed: a manager under the root that a join token pins, or under the swarm's known root.
-//! - `client`: the four requests of an agent: join, session, renew, leave.
+//! - `client`: the requests of an agent (join, session, renew, leave) and of a manager to another.
 //! - `stream`: frames over a stream, with bounds and time-outs; the server's side of the handshake.
 //!
 //! Not here: who may do what (the manager's dispatcher) and the making of certificates (the manager's authority).
@@ -13,7 +13,9 @@ mod config;
 mod identity;
 mod stream;
 
-pub use client::{ConnectError, Session, join, leave, open_session, renew};
+pub use client::{
+    ConnectError, Session, Writer, fetch_state, forward, join, leave, open_consensus, open_session, read_index, renew,
+};
 pub use config::{PeerError, server_config};
 pub(crate) use identity::write_private;
 pub use identity::{Identity, IdentityError, NodeKey, Peer};

@@ -17,6 +17,9 @@ pub const ALPN: &[u8] = b"formic/1";
 /// Bytes of a frame's content at most: bounds what a peer can make us hold.
 pub const MAX_FRAME_BYTES: usize = 1 << 20;
 
+/// Bytes of a snapshot in one frame.
+pub const STATE_PIECE_BYTES: usize = 256 << 10;
+
 /// Entries of a list in one page: keeps each frame far below [`MAX_FRAME_BYTES`].
 pub const PAGE_ENTRIES: usize = 256;
 
@@ -34,10 +37,24 @@ pub enum Opening {
     },
     /// A node (by its certificate) leaves the swarm.
     Leave,
+    /// A manager (by its certificate) sends its messages of the consensus: frames of one each, answered on a stream
+    /// of the other's own.
+    Consensus {
+        /// The sender's seat.
+        from: u64,
+        /// The seat that is meant.
+        to: u64,
+    },
+    /// A manager passes a command on to the leader. The command follows in the next frame, as bytes.
+    Forward,
+    /// A manager asks from which log index its own state is new enough for a read.
+    Read,
+    /// A manager that has no state yet asks for the leader's: a snapshot in frames of at most [`STATE_PIECE_BYTES`].
+    State,
 }
 
 /// What a joining host says.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct JoinRequest {
     /// The secret of the join token.
     pub secret: Zeroizing<[u8; 16]>,
@@ -54,7 +71,7 @@ pub struct JoinRequest {
 }
 
 /// What a node says when it opens its session.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SessionRequest {
     /// This start of its daemon.
     pub boot: BootId,
@@ -96,6 +113,28 @@ pub enum Answer {
     Left,
     /// A newer boot of the node has opened a session: this one is over for good.
     FormerBoot,
+    /// Only the leader does this, and another manager leads, or none.
+    NotLeader {
+        /// Where the leader is, if there is one.
+        leader: Option<SocketAddr>,
+    },
+    /// Messages of the consensus are welcome.
+    Listening,
+    /// What became of a forwarded command, as the managers' own bytes.
+    Forwarded {
+        /// Them.
+        outcome: Vec<u8>,
+    },
+    /// A state with this log index applied is new enough.
+    Index {
+        /// It.
+        index: u64,
+    },
+    /// The snapshot follows.
+    State {
+        /// Its bytes.
+        total: u64,
+    },
 }
 
 /// What an admitted host gets.

@@ -20,6 +20,10 @@ pub(super) trait Backend: Send + Sync + 'static {
     fn swarm(&self) -> SwarmInfo;
     /// The replicated state, if this node is a manager.
     fn state(&self) -> Option<Arc<State>>;
+    /// Returns once the state shows everything that was committed before, anywhere in the swarm. At once on a worker.
+    fn refresh(&self) -> Answer<'_, Result<(), ManagerError>>;
+    /// The node whose manager leads, if this node is a manager and knows it.
+    fn leader(&self) -> Option<NodeId>;
     /// Commits a command. Only called when [`Backend::state`] gave one; a manager that went away since is an error.
     fn propose(&self, command: Command) -> Answer<'_, Result<Reply, ManagerError>>;
     /// A root certificate to take the place of the present one.
@@ -61,6 +65,19 @@ impl Backend for Node {
 
     fn state(&self) -> Option<Arc<State>> {
         self.manager().map(|manager| manager.state())
+    }
+
+    fn refresh(&self) -> Answer<'_, Result<(), ManagerError>> {
+        Box::pin(async move {
+            match self.manager() {
+                Some(manager) => manager.refresh().await,
+                None => Ok(()),
+            }
+        })
+    }
+
+    fn leader(&self) -> Option<NodeId> {
+        self.manager()?.leader()
     }
 
     fn propose(&self, command: Command) -> Answer<'_, Result<Reply, ManagerError>> {

@@ -75,10 +75,14 @@ impl From<ManagerError> for ApiError {
     fn from(error: ManagerError) -> ApiError {
         match error {
             ManagerError::Refused(refusal) => refusal.into(),
-            ManagerError::Unavailable(text) => ApiError::unavailable(text),
-            ManagerError::Store(_) | ManagerError::Listen { .. } | ManagerError::Certificate(_) => {
-                ApiError::internal(error.to_string())
-            }
+            ManagerError::Unavailable(_)
+            | ManagerError::NoLeader
+            | ManagerError::NotLeader
+            | ManagerError::LeadLost => ApiError::unavailable(error.to_string()),
+            ManagerError::Broken(_)
+            | ManagerError::Store(_)
+            | ManagerError::Listen { .. }
+            | ManagerError::Certificate(_) => ApiError::internal(error.to_string()),
         }
     }
 }

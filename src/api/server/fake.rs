@@ -267,6 +267,14 @@ impl Backend for Fake {
         self.0.state.lock().unwrap().clone()
     }
 
+    fn refresh(&self) -> Answer<'_, Result<(), ManagerError>> {
+        ready(Ok(()))
+    }
+
+    fn leader(&self) -> Option<NodeId> {
+        self.swarm().node
+    }
+
     fn propose(&self, command: Command) -> Answer<'_, Result<Reply, ManagerError>> {
         ready(self.apply(command))
     }

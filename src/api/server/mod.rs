@@ -190,6 +190,9 @@ async fn route(
     let get = request.method == Method::GET || request.method == Method::HEAD;
     let post = request.method == Method::POST;
     let delete = request.method == Method::DELETE;
+    if reads_state(&path) {
+        backend.refresh().await?;
+    }
     match path.as_slice() {
         ["_ping"] if get => Ok(respond::text("OK")),
         ["version"] if get => system::version(),
@@ -223,6 +226,16 @@ async fn route(
         ["distribution", image @ .., "json"] if get => no_registry(image),
         ["formic", rest @ ..] => route_formic(backend, request, rest).await,
         _ => Err(not_served(request)),
+    }
+}
+
+/// Whether the answer comes from the replicated state: it has to show what other managers have answered before.
+/// Joining and leaving need no leader.
+fn reads_state(path: &[&str]) -> bool {
+    match path {
+        ["swarm", "init" | "join" | "leave"] => false,
+        ["swarm" | "nodes" | "networks" | "services" | "tasks", ..] | ["formic", "keys" | "rotate-keys"] => true,
+        _ => false,
     }
 }
 

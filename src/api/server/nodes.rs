@@ -17,7 +17,7 @@ const FILTERS: [&str; 6] = ["id", "name", "role", "membership", "label", "node.l
 pub(super) fn list(backend: &dyn Backend, request: &Request) -> Result<respond::Response, ApiError> {
     let state = manager_state(backend)?;
     let filters = Filters::parse(request.query("filters"), &FILTERS)?;
-    let leader = backend.swarm().node;
+    let leader = backend.leader();
     let fits = |node: &&Node| {
         filters.any("id", |id| node.id.to_string().starts_with(id))
             && filters.any("name", |name| node.hostname.starts_with(name))
@@ -33,7 +33,7 @@ pub(super) fn list(backend: &dyn Backend, request: &Request) -> Result<respond::
 
 pub(super) fn inspect(backend: &dyn Backend, wanted: &str) -> Result<respond::Response, ApiError> {
     let state = manager_state(backend)?;
-    Ok(respond::json(&describe(lookup::node(&state, wanted)?, backend.swarm().node, &Roots::of(&state))))
+    Ok(respond::json(&describe(lookup::node(&state, wanted)?, backend.leader(), &Roots::of(&state))))
 }
 
 pub(super) async fn update(
@@ -45,12 +45,13 @@ pub(super) async fn update(
     let node = lookup::node(&state, wanted)?;
     let spec: api::NodeSpec = request.json(&schema::NODE)?;
     let version = request.version()?;
-    if spec.role != role_word(node.role) {
-        let text = format!("cannot make node {} a {:?}: changing roles is not supported yet", node.hostname, spec.role);
-        return Err(ApiError::bad_request(text));
-    }
+    let role = match spec.role.as_str() {
+        "manager" => Role::Manager,
+        "worker" => Role::Worker,
+        other => return Err(ApiError::bad_request(format!("invalid role {other:?}: it must be manager or worker"))),
+    };
     let availability = parse_availability(&spec.availability)?;
-    let command = Command::UpdateNode { node: node.id, version, availability, labels: spec.labels };
+    let command = Command::UpdateNode { node: node.id, version, role, availability, labels: spec.labels };
     backend.propose(command).await?;
     Ok(respond::empty(StatusCode::OK))
 }

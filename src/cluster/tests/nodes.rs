@@ -130,7 +130,39 @@ fn removal_needs_a_node_that_is_down_or_force_and_leaves_a_manager() {
     assert_eq!(swarm.ok(remove(2, true)), [Effect::EndSession(node(2)), Effect::Compact]);
     assert_eq!(swarm.refused(remove(2, true)), format!("node {} not found", node(2)));
     swarm.ok(add_node(8, Role::Manager));
+    assert!(swarm.refused(remove(9, true)).contains("must be demoted to worker before removal"));
+    swarm.ok(set_role(&swarm.state, 9, Role::Worker));
     swarm.ok(remove(9, false));
+}
+
+fn set_role(state: &State, number: u64, role: Role) -> Command {
+    let Node { id, version, availability, labels, .. } = &state.nodes[&node(number)];
+    let (version, availability) = (*version, *availability);
+    Command::UpdateNode { node: *id, version, role, availability, labels: labels.clone() }
+}
+
+#[test]
+fn a_seat_is_never_taken_twice_and_one_manager_stays() {
+    let mut swarm = Swarm::with_workers(1);
+    swarm.ok(add_node(9, Role::Manager));
+    let first = swarm.state.nodes[&node(9)].seat;
+    assert_eq!((first, swarm.state.nodes[&node(1)].seat), (swarm.state.index, 0));
+    let last = "attempting to demote the last manager of the swarm";
+    assert_eq!(swarm.refused(set_role(&swarm.state, 9, Role::Worker)), last);
+    swarm.ok(set_role(&swarm.state, 1, Role::Manager));
+    swarm.ok(set_role(&swarm.state, 9, Role::Worker));
+    swarm.ok(set_role(&swarm.state, 9, Role::Manager));
+    assert!(swarm.state.nodes[&node(9)].seat > first);
+    // A demoted one is a manager as long as the consensus counts on it.
+    swarm.ok(set_role(&swarm.state, 9, Role::Worker));
+    let there = Manager { seat: first, voter: true, address: "10.0.0.9:2377".parse().unwrap() };
+    swarm.state.set_managers(BTreeMap::from([(node(9), there)]));
+    assert!(swarm.refused(remove(9, true)).contains("must be demoted to worker before removal"));
+    assert_eq!(swarm.state.manager_addresses().len(), 2);
+    for number in 20..26 {
+        swarm.ok(add_node(number, Role::Manager));
+    }
+    assert!(swarm.refused(set_role(&swarm.state, 9, Role::Manager)).contains("limit of 7 managers"));
 }
 
 #[test]
@@ -176,6 +208,7 @@ fn updates_are_in_sequence() {
     let update = |version, labels: &BTreeMap<String, String>| Command::UpdateNode {
         node: node(1),
         version,
+        role: Role::Worker,
         availability: Availability::Drain,
         labels: labels.clone(),
     };

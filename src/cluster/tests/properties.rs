@@ -108,10 +108,10 @@ impl Walk {
 
     fn drain(&mut self, number: u64, b: u8) {
         let Some(node) = self.swarm.state.nodes.get(&node(number)) else { return };
-        let (node, version) = (node.id, node.version);
+        let (node, version, role) = (node.id, node.version, node.role);
         let availability = [Availability::Active, Availability::Pause, Availability::Drain][usize::from(b % 3)];
         let labels = BTreeMap::from([("zone".to_owned(), ["a", "b"][usize::from(b / 3 % 2)].to_owned())]);
-        self.swarm.ok(Command::UpdateNode { node, version, availability, labels });
+        self.swarm.ok(Command::UpdateNode { node, version, role, availability, labels });
     }
 
     /// Commands that a leader would not send.

@@ -36,7 +36,8 @@ fn without_a_node_the_reason_is_shown_and_follows_the_nodes() {
     swarm.ok(open_session(1, 1));
     let version = swarm.state.nodes[&node(1)].version;
     let labels = BTreeMap::new();
-    swarm.ok(Command::UpdateNode { node: node(1), version, availability: Availability::Pause, labels });
+    let (role, availability) = (Role::Worker, Availability::Pause);
+    swarm.ok(Command::UpdateNode { node: node(1), version, role, availability, labels });
     swarm.schedule();
     assert_eq!(reason(&swarm), "no suitable node (2 nodes down; 1 node not available for new tasks)");
     swarm.ok(open_session(2, 2));
@@ -124,7 +125,8 @@ fn tasks_of_a_down_or_drained_node_are_replaced_at_once_and_keep_their_addresses
     assert_eq!(swarm.state.networks[&network(1)].addresses.len(), 2);
     let version = swarm.state.nodes[&node(2)].version;
     let labels = BTreeMap::new();
-    swarm.ok(Command::UpdateNode { node: node(2), version, availability: Availability::Drain, labels });
+    let (role, availability) = (Role::Worker, Availability::Drain);
+    swarm.ok(Command::UpdateNode { node: node(2), version, role, availability, labels });
     swarm.schedule();
     assert_eq!(nodes_of(&swarm, 1), [Some(node(1)), Some(node(1))]);
 }
@@ -175,7 +177,8 @@ fn replicas(replicas: u64) -> ServiceMode {
 fn update(swarm: &mut Swarm, number: u64, availability: Availability, labels: &[(&str, &str)]) {
     let version = swarm.state.nodes[&node(number)].version;
     let labels = labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    swarm.ok(Command::UpdateNode { node: node(number), version, availability, labels });
+    let role = swarm.state.nodes[&node(number)].role;
+    swarm.ok(Command::UpdateNode { node: node(number), version, role, availability, labels });
 }
 
 fn constrained(spec: &mut ServiceSpec, text: &str) {

@@ -101,8 +101,7 @@ fn present(swarm: &Swarm, made_at: UnixTime, role: Role) {
         let names = Names { node: swarm.manager.node(), role, cluster: state.cluster.id };
         issue(&state.cluster.authority, &key.request().unwrap(), names, made_at, 3600).unwrap()
     });
-    let identity = Identity::new(&key, issued.chain).unwrap();
-    swarm.manager.inner.present(&identity);
+    swarm.manager.inner.credentials.present(Identity::new(&key, issued.chain).unwrap());
 }
 
 #[test]

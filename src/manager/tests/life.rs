@@ -143,7 +143,9 @@ fn a_daemon_that_starts_again_and_again_gets_in() {
 
 /// A state whose last activation is `age` old.
 fn aged(path: &Path, age: u64) {
-    use super::super::{authority, store::Store};
+    use super::super::authority;
+    use super::super::store::{Owner, Store};
+    use crate::raft::{Member, Membership, Payload, Peer, Position, Snapshot};
     use crate::types::{ClusterId, Fork, Key32};
     let at = UnixTime(wall_clock().0 - age);
     let cluster = ClusterId::from_random(random());
@@ -159,7 +161,11 @@ fn aged(path: &Path, age: u64) {
         next: Key32::new(random()),
     };
     let state = State::init(&Entry { at, command: init }).unwrap_or_else(|refusal| panic!("{refusal}"));
-    drop(Store::create(path, NodeId::from_random(random()), &state).unwrap());
+    let owner = Owner { node: NodeId::from_random(random()), member: Member(1) };
+    let membership = Membership::alone(owner.member, Peer { node: owner.node, address: addresses().control });
+    let data = Payload::new(state.to_bytes().unwrap());
+    let snapshot = Snapshot { position: Position { term: 1, index: state.index }, membership, data };
+    drop(Store::create(path, owner, &snapshot).unwrap());
 }
 
 #[test]

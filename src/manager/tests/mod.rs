@@ -4,6 +4,7 @@ mod control;
 mod hostile;
 mod life;
 mod roots;
+mod several;
 mod store;
 
 use super::{InitParams, Manager, random, wall_clock};

@@ -72,7 +72,10 @@ fn a_swarm_from_its_first_command_to_its_last() {
     docker.fails(&["swarm", "update", "--snapshot-interval", "7"], 1, "Raft.SnapshotInterval");
     docker.fails(&["swarm", "update", "--autolock"], 1, "AutoLockManagers");
     assert_eq!(docker.ok(&["node", "update", "--availability", "drain", "--label-add", "a=b", "ant-2"]), "ant-2");
-    docker.fails(&["node", "promote", "ant-2"], 1, "roles");
+    assert_eq!(docker.ok(&["node", "promote", "ant-2"]), "Node ant-2 promoted to a manager in the swarm.");
+    docker.fails(&["node", "rm", "--force", "ant-2"], 1, "must be demoted to worker before removal");
+    assert_eq!(docker.ok(&["node", "demote", "ant-2"]), "Manager ant-2 demoted in the swarm.");
+    docker.fails(&["node", "demote", "ant-1"], 1, "attempting to demote the last manager of the swarm");
     docker.fails(&["node", "rm", "ant-1"], 1, "last manager of the swarm and can't be removed");
     assert_eq!(docker.ok(&["node", "rm", "--force", "ant-2"]), "ant-2");
     docker.fails(&["swarm", "leave"], 1, "--force");

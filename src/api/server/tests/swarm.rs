@@ -160,8 +160,21 @@ fn nodes_are_listed_updated_and_removed() {
         api.refused("POST", &format!("/nodes/ant-2/update?version={version}"), &update, 400),
         "update out of sequence"
     );
-    let promote = json!({"Role": "manager", "Availability": "active"});
-    assert!(api.refused("POST", "/nodes/ant-2/update?version=1", &promote, 400).contains("roles"));
+    let change = |role: &str| {
+        let version = api.get("/nodes/ant-2")["Version"]["Index"].as_u64().unwrap();
+        let update = json!({"Role": role, "Availability": "active"});
+        assert_eq!(api.call("POST", &format!("/nodes/ant-2/update?version={version}"), &update).0, 200);
+    };
+    change("manager");
+    assert_eq!(api.get("/nodes/ant-2")["ManagerStatus"]["Leader"], json!(false));
+    assert!(api.refused("DELETE", "/nodes/ant-2?force=1", &Value::Null, 400).contains("must be demoted to worker"));
+    change("worker");
+    let version = api.get("/nodes/ant-1")["Version"]["Index"].as_u64().unwrap();
+    let demote = json!({"Role": "worker", "Availability": "active"});
+    assert_eq!(
+        api.refused("POST", &format!("/nodes/ant-1/update?version={version}"), &demote, 400),
+        "attempting to demote the last manager of the swarm"
+    );
     assert!(api.refused("POST", "/nodes/ant-2/update?version=x", &update, 400).contains("version"));
     assert!(api.refused("DELETE", "/nodes/ant-1", &Value::Null, 400).contains("last manager"));
     assert_eq!(api.call("DELETE", "/nodes/ant-2?force=1", &Value::Null).0, 200);

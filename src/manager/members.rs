@@ -1,0 +1,64 @@
+//! Who should take part in the consensus (pure): the nodes whose role is manager, each in the seat it got with that
+//! role. The leader brings the members there, one change at a time.
+
+use crate::cluster::{Manager, State};
+use crate::raft::{Change, Member, Membership, Peer, Raft};
+use crate::types::{NodeId, Role, Time};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Entries that a learner may lack when it gets its vote: those of the moment.
+const CAUGHT_UP_ENTRIES: u64 = 64;
+/// A member that has not answered for so long is not counted on: a learner gets no vote then.
+const LATELY: Duration = Duration::from_secs(1);
+
+/// What the leader does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    Change(Change),
+    /// The leader itself is to go: another one leads first.
+    HandOver,
+}
+
+/// The members as the replicated state keeps them.
+pub(super) fn seats(membership: &Membership) -> BTreeMap<NodeId, Manager> {
+    let seat = |(member, peer): (&Member, &Peer)| {
+        let voter = membership.is_voter(*member);
+        (peer.node, Manager { seat: member.0, voter, address: peer.address })
+    };
+    membership.peers.iter().map(seat).collect()
+}
+
+/// The next step, if the members are not as they should be and `raft` leads.
+pub(super) fn plan(state: &State, raft: &Raft, now: Time) -> Option<Step> {
+    let membership = raft.membership();
+    let wanted: BTreeMap<Member, Peer> = state
+        .nodes
+        .values()
+        .filter(|node| node.role == Role::Manager)
+        .map(|node| (Member(node.seat), Peer { node: node.id, address: node.addresses.control }))
+        .collect();
+    let unwanted = membership.peers.keys().find(|member| !wanted.contains_key(member));
+    let heard = |member: Member| {
+        member == raft.member() || raft.progress(member).is_some_and(|progress| now.since(progress.heard) < LATELY)
+    };
+    if let Some(&member) = unwanted {
+        if member == raft.member() {
+            return Some(Step::HandOver);
+        }
+        let rest: Vec<Member> = membership.voters.iter().copied().filter(|voter| *voter != member).collect();
+        let alive = rest.iter().filter(|voter| heard(**voter)).count();
+        // Without it the others could not decide anything: it stays until more of them are back.
+        let possible = membership.learners.contains(&member) || alive > rest.len() / 2;
+        return possible.then_some(Step::Change(Change::Remove(member)));
+    }
+    let news = wanted.iter().find(|(member, peer)| membership.peers.get(member) != Some(peer));
+    if let Some((member, peer)) = news {
+        return Some(Step::Change(Change::Learner(*member, *peer)));
+    }
+    let ready = |member: &&Member| {
+        let near = |matched: u64| matched + CAUGHT_UP_ENTRIES >= raft.last().index;
+        heard(**member) && raft.progress(**member).is_some_and(|progress| near(progress.matched))
+    };
+    membership.learners.iter().find(ready).map(|learner| Step::Change(Change::Voter(*learner)))
+}
