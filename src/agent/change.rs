@@ -41,12 +41,12 @@ impl Node {
         let _changing = self.inner.changing.lock().await;
         let Some(membership) = self.inner.environment.store.load()? else { return self.set_aside_manager_state() };
         let manager = match membership.role {
-            Role::Worker => None,
-            Role::Manager => {
-                let manager = Manager::open(&self.manager_dir()).await.map_err(manager_error)?;
-                manager.listen(membership.listen).await.map_err(manager_error)?;
-                Some(manager)
+            Role::Worker => {
+                // A demotion that was interrupted.
+                self.remove_manager_state()?;
+                None
             }
+            Role::Manager => Some(self.open_manager(&membership).await?),
         };
         self.start(membership, manager)
     }
@@ -125,17 +125,23 @@ impl Node {
             addresses.node.data.set_port(joined.data_path_port);
         }
         let membership = Membership::new(&joined, addresses.node, addresses.listen, remotes);
-        let store = &self.inner.environment.store;
-        let begun = store
-            .save_identity(&identity)
-            .and_then(|()| store.save(&membership))
-            .and_then(|()| self.start(membership, None));
-        if let Err(error) = begun {
+        if let Err(error) = self.begin_joined(membership, &identity).await {
             self.forget()?;
             return Err(error);
         }
         self.wait_until_settled().await;
         Ok(())
+    }
+
+    async fn begin_joined(&self, membership: Membership, identity: &Identity) -> Result<(), NodeError> {
+        let store = &self.inner.environment.store;
+        store.save_identity(identity)?;
+        store.save(&membership)?;
+        let manager = match membership.role {
+            Role::Worker => None,
+            Role::Manager => Some(self.open_manager(&membership).await?),
+        };
+        self.start(membership, manager)
     }
 
     /// Asks one manager after the other; the first that answers decides.
@@ -175,17 +181,14 @@ impl Node {
         let Some(runtime) = self.inner.runtime.load_full() else {
             return Err(NodeError::Unavailable("This node is not part of a swarm".into()));
         };
-        if runtime.manager.is_some() && !force {
-            let text = "You are attempting to leave the swarm on a node that is participating as a manager. Removing the last manager \
-                        erases all current state of the swarm. Use `--force` to ignore this message. ";
-            return Err(NodeError::Unavailable(text.into()));
+        if let Some(manager) = runtime.manager.load_full().filter(|_| !force) {
+            return Err(NodeError::Unavailable(leave_text(&manager)));
         }
         // First the tasks, whose ends go by the session; a session still there after the goodbye would open again, and
         // the node be ready in the managers' eyes.
         runtime.stop(LEAVE_PATIENCE).await;
-        if runtime.manager.is_none() {
-            self.say_goodbye(&runtime.membership).await;
-        }
+        let membership = self.current_membership(&runtime)?;
+        self.say_goodbye(&membership).await;
         self.forget()
     }
 
@@ -202,10 +205,12 @@ impl Node {
                 tracing::warn!(task = %task.assignment.id, %error, "remove");
             }
         }
-        let mut membership = old.membership.clone();
-        membership.fork = fork.unwrap_or(membership.fork);
-        let begun =
-            self.inner.environment.store.save(&membership).and_then(|()| self.start(membership, old.manager.clone()));
+        let manager = old.manager.load_full().map(|manager| (*manager).clone());
+        let begun = self.current_membership(old).and_then(|mut membership| {
+            membership.fork = fork.unwrap_or(membership.fork);
+            self.inner.environment.store.save(&membership)?;
+            self.start(membership, manager)
+        });
         if let Err(error) = begun {
             self.die(format!("{reason}; and a new boot failed: {error}")).await;
         }
@@ -224,10 +229,15 @@ impl Node {
         }
     }
 
-    /// Tells the managers; without them the node leaves all the same, and they see it go down.
+    /// Tells the (other) managers; without them the node leaves all the same, and they see it go down.
     async fn say_goodbye(&self, membership: &Membership) {
         let Ok(identity) = self.inner.environment.store.identity() else { return };
-        for &manager in &membership.managers {
+        let own = membership.addresses.control;
+        let others: Vec<SocketAddr> = membership.managers.iter().copied().filter(|manager| *manager != own).collect();
+        if others.is_empty() && membership.role == Role::Manager {
+            return;
+        }
+        for manager in others {
             if let Some(Ok(())) = within(GOODBYE_TIME, tls::leave(manager, &identity)).await {
                 return;
             }
@@ -246,11 +256,12 @@ impl Node {
     fn start(&self, membership: Membership, manager: Option<Manager>) -> Result<(), NodeError> {
         let runtime = Arc::new(Runtime::start(&self.inner.environment, membership, manager)?);
         self.inner.runtime.store(Some(runtime.clone()));
+        spawn("managers watch", self.clone().follow_managers(runtime.clone()));
         spawn("runtime watch", self.clone().watch(runtime));
         Ok(())
     }
 
-    fn manager_dir(&self) -> PathBuf {
+    pub(super) fn manager_dir(&self) -> PathBuf {
         self.inner.settings.state_dir.join("manager")
     }
 
@@ -274,6 +285,10 @@ impl Node {
     fn forget(&self) -> Result<(), NodeError> {
         self.inner.runtime.store(None);
         self.inner.environment.store.erase()?;
+        self.remove_manager_state()
+    }
+
+    pub(super) fn remove_manager_state(&self) -> Result<(), NodeError> {
         match std::fs::remove_dir_all(self.manager_dir()) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(NodeError::Failed(format!("cannot remove {}: {error}", self.manager_dir().display())))
@@ -349,15 +364,29 @@ impl Addresses {
     }
 }
 
+/// Why a manager does not simply leave.
+fn leave_text(manager: &Manager) -> String {
+    let managers = manager.with_state(|state| state.managers.len());
+    let text = "You are attempting to leave the swarm on a node that is participating as a manager. ";
+    match managers {
+        0 | 1 => format!(
+            "{text}Removing the last manager erases all current state of the swarm. Use `--force` to ignore this message. "
+        ),
+        _ => format!(
+            "{text}The only way to restore a swarm that has lost consensus is to reinitialize it with `--force-new-cluster`. Demote this node first, or use `--force` to suppress this message. "
+        ),
+    }
+}
+
 fn invalid(error: impl std::fmt::Display) -> NodeError {
     NodeError::Invalid(error.to_string())
 }
 
-fn failed(error: impl std::fmt::Display) -> NodeError {
+pub(super) fn failed(error: impl std::fmt::Display) -> NodeError {
     NodeError::Failed(error.to_string())
 }
 
-fn manager_error(error: ManagerError) -> NodeError {
+pub(super) fn manager_error(error: ManagerError) -> NodeError {
     match error {
         ManagerError::Refused(refusal) => invalid(refusal),
         other => failed(other),

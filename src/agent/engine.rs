@@ -6,6 +6,7 @@
 use super::core::Core;
 use super::model::{LocalTask, Status};
 use super::push::{Collector, Push};
+use super::runtime::Managers;
 use super::session::SessionEvent;
 use super::tasks::{StartError, TaskTable};
 use crate::dataplane::{DataCommand, DataEvent, Dataplane};
@@ -93,6 +94,9 @@ pub(super) struct Link {
     pub(super) boot_index: Option<u64>,
     pub(super) heard_at: Option<Time>,
     pub(super) collector: Collector,
+    /// Tells the keeper of the membership who the managers are, when that changes.
+    pub(super) told: Sender<Managers>,
+    pub(super) known: Managers,
 }
 
 /// The loop's state.
@@ -323,6 +327,11 @@ impl Engine {
         if let Some(swarm) = &self.core.swarm {
             if let Ok(mut managers) = self.link.managers.lock() {
                 *managers = swarm.managers.iter().map(|(_, address)| *address).collect();
+            }
+            if self.link.known != swarm.managers {
+                self.link.known.clone_from(&swarm.managers);
+                // Only the newest word counts; nobody listens any more when this membership ends.
+                let _ = self.link.told.force_send(swarm.managers.clone());
             }
             self.link.heartbeat_secs.store(swarm.heartbeat_secs, std::sync::atomic::Ordering::Relaxed);
             if self.link.told_roots != swarm.roots {

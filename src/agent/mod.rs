@@ -19,6 +19,7 @@ mod model;
 mod node;
 pub(crate) mod push;
 mod renewal;
+mod role;
 mod runtime;
 mod session;
 mod spawn;

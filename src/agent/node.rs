@@ -129,7 +129,7 @@ impl Node {
             state: if view.settled { SwarmState::Active } else { SwarmState::Pending },
             node: Some(runtime.membership.node),
             address: Some(runtime.membership.addresses.control.ip()),
-            role: Some(runtime.membership.role),
+            role: Some(runtime.role()),
             error: view.error.clone(),
             managers: view.managers.clone(),
         }
@@ -137,7 +137,8 @@ impl Node {
 
     /// The manager that runs in this daemon, if it is one.
     pub fn manager(&self) -> Option<Manager> {
-        self.inner.runtime.load_full()?.manager.clone()
+        let manager = self.inner.runtime.load_full()?.manager.load_full()?;
+        Some((*manager).clone())
     }
 
     /// Id and name of every network of the swarm, as the managers last told.
@@ -153,7 +154,8 @@ impl Node {
                 && let Ok(mut status) = answer.recv().await
             {
                 status.swarm = self.swarm();
-                let control = runtime.manager.iter().flat_map(Manager::drops);
+                let manager = runtime.manager.load_full();
+                let control = manager.iter().flat_map(|manager| manager.drops());
                 status.drops.extend(control.map(|(name, count)| (format!("control.{name}"), count)));
                 return status;
             }

@@ -82,7 +82,7 @@ fn renewal_time(peer: &Peer, random: [u8; 2]) -> u64 {
     peer.not_before.0.saturating_add(life / 10_000 * share)
 }
 
-async fn renew(identity: &Identity, managers: &[SocketAddr]) -> Result<Identity, String> {
+pub(super) async fn renew(identity: &Identity, managers: &[SocketAddr]) -> Result<Identity, String> {
     let key = NodeKey::generate().map_err(|error| error.to_string())?;
     let mut reason = "no manager is known".to_string();
     for &manager in managers {

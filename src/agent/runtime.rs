@@ -17,8 +17,8 @@ use crate::sys;
 use crate::sys::clock::Clock;
 use crate::sys::uevent::Uevents;
 use crate::tls::Identity;
-use crate::types::{BootId, Queues};
-use arc_swap::ArcSwap;
+use crate::types::{BootId, NodeId, Queues, Role};
+use arc_swap::{ArcSwap, ArcSwapOption};
 use smol::channel::{Receiver, Sender, bounded};
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::AtomicU32;
@@ -49,10 +49,18 @@ pub(super) struct Environment {
     pub(super) offloads: Offloads,
 }
 
+/// The managers and their control ports.
+pub(super) type Managers = Vec<(NodeId, SocketAddr)>;
+
 /// A running membership.
 pub(super) struct Runtime {
+    /// As it was at the start; what has changed since is on disk.
     pub(super) membership: Membership,
-    pub(super) manager: Option<Manager>,
+    /// The manager that runs here, while this node is one.
+    pub(super) manager: ArcSwapOption<Manager>,
+    pub(super) identity: Arc<ArcSwap<Identity>>,
+    /// Who the managers are, whenever the managers say so.
+    pub(super) told: Receiver<Managers>,
     pub(super) view: Arc<ArcSwap<View>>,
     pub(super) requests: Sender<Request>,
     pub(super) exits: Sender<TaskExit>,
@@ -76,7 +84,7 @@ impl Runtime {
         let dataplane = Dataplane::start(config).map_err(|error| NodeError::Failed(error.to_string()))?;
         let managers = Arc::new(Mutex::new(membership.managers.clone()));
         let (roots_told, roots) = bounded(1);
-        let (link, session) = start_session(environment, &membership, &identity, &managers, boot, roots_told);
+        let (link, session, told) = start_session(environment, &membership, &identity, &managers, boot, roots_told);
         let (requests, request_receiver) = bounded(WAITING_EVENTS);
         let (exits, exit_receiver) = bounded(WAITING_EVENTS);
         let (outcomes, outcome_receiver) = bounded(WAITING_EVENTS);
@@ -104,12 +112,13 @@ impl Runtime {
         };
         let inputs = Inputs { session, requests: request_receiver, exits: exit_receiver, outcomes: outcome_receiver };
         let (end, ended) = bounded(1);
-        let renewal = renewal::run(environment.clone(), identity, managers, roots, ended.clone());
+        let renewal = renewal::run(environment.clone(), identity.clone(), managers, roots, ended.clone());
         spawn("certificate renewal", renewal);
         spawn("engine", async move {
             let _ = end.send(engine.run(inputs).await).await;
         });
-        Ok(Runtime { membership, manager, view, requests, exits, ended })
+        let manager = ArcSwapOption::from_pointee(manager);
+        Ok(Runtime { membership, manager, identity, told, view, requests, exits, ended })
     }
 
     /// Asks the engine to stop and waits until nothing of it is left, or the time is over.
@@ -118,9 +127,14 @@ impl Runtime {
         if session::within(patience, self.ended.recv()).await.is_none() {
             tracing::warn!("tasks did not end in {patience:?}: the helper kills them");
         }
-        if let Some(manager) = &self.manager {
+        if let Some(manager) = self.manager.load_full() {
             manager.stop().await;
         }
+    }
+
+    /// What this node may do now.
+    pub(super) fn role(&self) -> Role {
+        if self.manager.load().is_some() { Role::Manager } else { Role::Worker }
     }
 }
 
@@ -129,7 +143,7 @@ fn keys_config(environment: &Environment, membership: &Membership, boot: BootId)
     KeysConfig { cluster, fork, node, boot, queues: environment.workers }
 }
 
-/// Starts the session; gives the engine's two ends of it.
+/// Starts the session; gives the engine's two ends of it, and the end where it is told who the managers are.
 fn start_session(
     environment: &Environment,
     membership: &Membership,
@@ -137,7 +151,7 @@ fn start_session(
     managers: &Arc<Mutex<Vec<SocketAddr>>>,
     boot: BootId,
     roots: Sender<Vec<Vec<u8>>>,
-) -> (Link, Receiver<SessionEvent>) {
+) -> (Link, Receiver<SessionEvent>, Receiver<Managers>) {
     let heartbeat_secs = Arc::new(AtomicU32::new(FIRST_HEARTBEAT_SECS));
     let (outgoing, outgoing_receiver) = bounded(OUTGOING_MESSAGES);
     let (reset, reset_receiver) = bounded(1);
@@ -153,6 +167,7 @@ fn start_session(
         reset: reset_receiver,
     };
     spawn("session", session::run(config, outgoing_receiver, events));
+    let (told, told_receiver) = bounded(1);
     let link = Link {
         outgoing,
         reset,
@@ -164,8 +179,10 @@ fn start_session(
         boot_index: None,
         heard_at: None,
         collector: Collector::default(),
+        told,
+        known: Vec::new(),
     };
-    (link, event_receiver)
+    (link, event_receiver, told_receiver)
 }
 
 /// Not every kernel has them, and only virtual machines need them.

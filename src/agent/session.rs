@@ -18,8 +18,9 @@ use std::time::{Duration, Instant};
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause between attempts: a returned manager is found within it.
 const MAX_PAUSE: Duration = Duration::from_secs(2);
-/// Heartbeats without any word of the manager after which the session counts as broken.
-const MISSED_HEARTBEATS: u32 = 3;
+/// Heartbeats without any word of the manager after which the session counts as broken: within them the node is at
+/// another manager, before the managers count it as silent.
+const MISSED_HEARTBEATS: u32 = 2;
 
 /// How often the interval is looked at anew: the managers may have shortened it, at least to this.
 const HEARTBEAT_CHECK: Duration = Duration::from_secs(1);

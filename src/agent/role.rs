@@ -1,0 +1,106 @@
+//! This node as one of the managers, or not: what the managers say of it is followed.
+
+use super::change::{failed, manager_error};
+use super::membership::Membership;
+use super::model::NodeError;
+use super::node::Node;
+use super::renewal;
+use super::runtime::{Managers, Runtime};
+use super::session::within;
+use crate::manager::Manager;
+use crate::types::Role;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Pause before a change of the role that failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+impl Node {
+    /// Follows what the managers say about who they are, until this membership ends.
+    pub(super) async fn follow_managers(self, runtime: Arc<Runtime>) {
+        while let Ok(mut told) = runtime.told.recv().await {
+            while let Err(error) = self.follow(&runtime, &told).await {
+                tracing::warn!(%error, "this node's role did not change yet: trying again");
+                // A newer word takes the place of this one.
+                match within(RETRY, runtime.told.recv()).await {
+                    Some(Ok(newer)) => told = newer,
+                    // The membership is over.
+                    Some(Err(_)) => return,
+                    None => {}
+                }
+            }
+        }
+    }
+
+    async fn follow(&self, runtime: &Runtime, told: &Managers) -> Result<(), NodeError> {
+        let _changing = self.inner.changing.lock().await;
+        if !self.is_current(runtime) {
+            return Ok(());
+        }
+        let mut membership = self.current_membership(runtime)?;
+        let listed = told.iter().any(|(node, _)| *node == membership.node);
+        membership.role = if listed { Role::Manager } else { Role::Worker };
+        membership.managers = told.iter().map(|(_, address)| *address).collect();
+        if membership.role == runtime.role() {
+            return self.inner.environment.store.save(&membership);
+        }
+        self.renew_for(runtime, &membership).await?;
+        // First on disk: after a crash the rest is done at the next start.
+        self.inner.environment.store.save(&membership)?;
+        match membership.role {
+            Role::Manager => {
+                let manager = self.open_manager(&membership).await?;
+                runtime.manager.store(Some(Arc::new(manager)));
+                tracing::info!("this node is a manager now");
+            }
+            Role::Worker => {
+                if let Some(manager) = runtime.manager.swap(None) {
+                    manager.stop().await;
+                }
+                self.remove_manager_state()?;
+                tracing::info!("this node is a worker now");
+            }
+        }
+        Ok(())
+    }
+
+    /// The certificate of the new role.
+    async fn renew_for(&self, runtime: &Runtime, membership: &Membership) -> Result<(), NodeError> {
+        if runtime.identity.load().peer().role == membership.role {
+            return Ok(());
+        }
+        let renewed = renewal::renew(&runtime.identity.load_full(), &membership.managers).await;
+        let renewed = renewed.map_err(NodeError::Unavailable)?;
+        if renewed.peer().role != membership.role {
+            return Err(NodeError::Unavailable("the managers do not agree yet on this node's role".into()));
+        }
+        self.inner.environment.store.save_identity(&renewed)?;
+        runtime.identity.store(Arc::new(renewed));
+        Ok(())
+    }
+
+    /// Opens the manager's state, or gets it from the other managers, and opens the control port.
+    pub(super) async fn open_manager(&self, membership: &Membership) -> Result<Manager, NodeError> {
+        let directory = self.manager_dir();
+        let manager = if Manager::exists(&directory) {
+            Manager::open(&directory).await.map_err(manager_error)?
+        } else {
+            let identity = self.inner.environment.store.identity()?;
+            Manager::join(&directory, &identity, &membership.managers).await.map_err(manager_error)?
+        };
+        match manager.listen(membership.listen).await {
+            Ok(_) => Ok(manager),
+            Err(error) => {
+                manager.stop().await;
+                Err(failed(error))
+            }
+        }
+    }
+
+    /// The membership as it is now: the managers of the disk, the role of this moment.
+    pub(super) fn current_membership(&self, runtime: &Runtime) -> Result<Membership, NodeError> {
+        let stored = self.inner.environment.store.load()?;
+        let membership = stored.unwrap_or_else(|| runtime.membership.clone());
+        Ok(Membership { role: runtime.role(), ..membership })
+    }
+}
