@@ -61,6 +61,35 @@ impl Swarm {
         Swarm::start_with(count, FAST, &[])
     }
 
+    /// So many managers, joined with the manager token, and so many workers after them; the nodes are ready and the
+    /// managers have their votes.
+    pub fn start_managers(managers: u8, workers: u8) -> Swarm {
+        let net = Topology::new(managers + workers);
+        for host in &net.hosts {
+            host.start_daemon(&[]);
+        }
+        let first = net.host(0);
+        let address = first.address().to_string();
+        first.formic(&[&["swarm", "init", "--advertise-addr", &address], FAST].concat()).ok();
+        let swarm = Swarm { net };
+        let token = text(&swarm.manager().get("/swarm")["JoinTokens"]["Manager"]);
+        for index in 1..usize::from(managers) {
+            let join = ["swarm", "join", "--token", "-", &swarm.remote()];
+            swarm.host(index).formic_with(&join, token.as_bytes()).ok();
+        }
+        (usize::from(managers)..swarm.net.hosts.len()).for_each(|index| swarm.join(index));
+        swarm.wait_ready(swarm.net.hosts.len());
+        swarm
+    }
+
+    /// The host whose manager leads, as the first of `managers` that answers says.
+    pub fn leader(&self, managers: &[usize]) -> Option<usize> {
+        let nodes = managers.iter().find_map(|index| self.host(*index).try_get("/nodes").ok())?;
+        let leads = list(nodes).into_iter().find(|node| node["ManagerStatus"]["Leader"] == true)?;
+        let name = text(&leads["Description"]["Hostname"]);
+        self.net.hosts.iter().position(|host| host.name() == name)
+    }
+
     /// The same on an underlay of another MTU.
     pub fn start_on(count: u8, mtu_bytes: u32) -> Swarm {
         let net = Topology::new(count);

@@ -54,11 +54,12 @@ impl Node {
     /// Makes a swarm with this node as its manager.
     pub async fn init(&self, request: InitRequest) -> Result<NodeId, NodeError> {
         let _changing = self.inner.changing.lock().await;
-        self.require_no_swarm()?;
-        if request.force_new_cluster {
-            let text = "--force-new-cluster is not supported yet: a swarm has one manager, whose daemon can be restarted instead";
-            return Err(NodeError::Invalid(text.into()));
+        if request.force_new_cluster
+            && let Some(runtime) = self.inner.runtime.load_full()
+        {
+            return self.force_new_cluster(&runtime).await;
         }
+        self.require_no_swarm()?;
         let data_port = self.inner.settings.data_path_port.unwrap_or(request.spec.data_path_port);
         let advertise = match request.advertise_address.as_str() {
             "" => SocketAddr::new(address::only_address()?, CONTROL_PORT),

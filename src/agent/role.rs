@@ -8,7 +8,7 @@ use super::renewal;
 use super::runtime::{Managers, Runtime};
 use super::session::within;
 use crate::manager::Manager;
-use crate::types::Role;
+use crate::types::{NodeId, Role};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -95,6 +95,22 @@ impl Node {
                 Err(failed(error))
             }
         }
+    }
+
+    /// Goes on with this manager alone. The nodes learn of the new life of the state by their sessions.
+    pub(super) async fn force_new_cluster(&self, runtime: &Runtime) -> Result<NodeId, NodeError> {
+        let Some(former) = runtime.manager.load_full() else {
+            let text =
+                "this node is not a manager: --force-new-cluster goes on with the state of a manager that is left";
+            return Err(NodeError::Invalid(text.into()));
+        };
+        let membership = self.current_membership(runtime)?;
+        former.stop().await;
+        let manager = Manager::force_new_cluster(&self.manager_dir()).await.map_err(manager_error)?;
+        manager.listen(membership.listen).await.map_err(manager_error)?;
+        runtime.manager.store(Some(Arc::new(manager)));
+        tracing::warn!("this manager goes on alone: the other managers are workers now, should they come back");
+        Ok(membership.node)
     }
 
     /// The membership as it is now: the managers of the disk, the role of this moment.

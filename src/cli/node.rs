@@ -20,6 +20,8 @@ enum Verb {
     Ls(Ls),
     Inspect(Inspect),
     Ps(Ps),
+    Promote(Promote),
+    Demote(Demote),
     Rm(Rm),
     Update(Update),
 }
@@ -30,6 +32,8 @@ impl Node {
             Verb::Ls(verb) => verb.run(session),
             Verb::Inspect(verb) => verb.run(session),
             Verb::Ps(verb) => verb.run(session),
+            Verb::Promote(verb) => set_roles(session, verb.nodes, "manager"),
+            Verb::Demote(verb) => set_roles(session, verb.nodes, "worker"),
             Verb::Rm(verb) => verb.run(session),
             Verb::Update(verb) => verb.run(session),
         }
@@ -171,6 +175,41 @@ impl Ps {
         }
         service::print_tasks(session, &ids, false)
     }
+}
+
+/// Makes nodes managers of the swarm.
+#[derive(FromArgs, ArgsInfo, Debug)]
+#[argh(subcommand, name = "promote")]
+struct Promote {
+    /// ids or host names
+    #[argh(positional)]
+    nodes: Vec<String>,
+}
+
+/// Makes managers workers again.
+#[derive(FromArgs, ArgsInfo, Debug)]
+#[argh(subcommand, name = "demote")]
+struct Demote {
+    /// ids or host names
+    #[argh(positional)]
+    nodes: Vec<String>,
+}
+
+fn set_roles(session: &mut Session, nodes: Vec<String>, role: &'static str) -> Outcome {
+    session.for_each(&some(nodes)?, |session, wanted| {
+        let node: NodeInfo = session.get(&Target::new(&["nodes", wanted]))?;
+        if node.spec.role == role {
+            return Ok(Some(format!("Node {wanted} is already a {role}.")));
+        }
+        let mut spec = node.spec;
+        spec.role = role.into();
+        let version = node.version.index.to_string();
+        session.post_only(&Target::new(&["nodes", &node.id, "update"]).with("version", &version), &spec)?;
+        Ok(Some(match role {
+            "manager" => format!("Node {wanted} promoted to a manager in the swarm."),
+            _ => format!("Manager {wanted} demoted in the swarm."),
+        }))
+    })
 }
 
 /// Removes nodes from the swarm: they get no key any more.

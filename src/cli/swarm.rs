@@ -85,6 +85,9 @@ struct Init {
     /// prefix length of networks cut from the pool (default: 24)
     #[argh(option, arg_name = "length", default = "0")]
     default_addr_pool_mask_length: u8,
+    /// on a manager whose swarm has lost the majority of its managers: go on with this one alone
+    #[argh(switch)]
+    force_new_cluster: bool,
 }
 
 impl Init {
@@ -105,7 +108,7 @@ impl Init {
             subnet_size: u32::from(self.default_addr_pool_mask_length),
             availability: self.availability,
             spec,
-            force_new_cluster: false,
+            force_new_cluster: self.force_new_cluster,
         };
         let id: String = session.post(&Target::new(&["swarm", "init"]), &request)?;
         session.print(format!("Swarm initialized: current node ({id}) is now a manager.\n"))?;

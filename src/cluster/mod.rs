@@ -45,6 +45,7 @@ mod view;
 
 pub use apply::StateError;
 pub use command::{Command, Effect, Entry, NewRoot, NewTokens, Refusal, Reply};
+pub use settings::NewLife;
 pub use state::{
     CertificateAuthority, Cluster, EpochState, FormerAttestation, Freed, GoneNode, Manager, Network, Node, NodeState,
     Ring, RootRotation, RotationRequest, Service, State, Task,

@@ -3,7 +3,7 @@
 use super::apply::Outcome;
 use super::limits::{MAX_SUBNET_PREFIX, MIN_SUBNET_PREFIX, TASK_HISTORY};
 use super::{Cluster, Command, Entry, EpochState, NewRoot, NewTokens, Refusal, Reply, Ring, State, ipam, ring};
-use crate::types::{ClusterSpec, Epoch, EpochPhase, Generation, Key32, UnixTime};
+use crate::types::{ClusterSpec, Epoch, EpochPhase, Fork, Generation, Key32, NodeId, Role, UnixTime};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -15,6 +15,21 @@ const HEARTBEAT_SECS: RangeInclusive<u32> = 1..=300;
 const KEY_ROTATION_SECS: RangeInclusive<u32> = 60..=2_592_000;
 /// Seconds a node certificate lives: Docker's lower bound, and ten years.
 const CERTIFICATE_SECS: RangeInclusive<u64> = 3600..=315_360_000;
+
+/// How far the epoch numbers of a new life are from the last known ones: the lost managers may have used some more.
+const FORK_EPOCHS: u32 = 1 << 16;
+
+/// A new life of the state: the majority of the managers is lost, and one goes on alone.
+pub struct NewLife {
+    /// Its node.
+    pub node: NodeId,
+    /// The new fork, above the old one.
+    pub fork: Fork,
+    /// Master of the new current epoch.
+    pub current: Key32,
+    /// Master of the new next epoch.
+    pub next: Key32,
+}
 
 /// The log index of the first entry.
 const FIRST_INDEX: u64 = 1;
@@ -51,9 +66,39 @@ impl State {
             services: BTreeMap::new(),
             tasks: BTreeMap::new(),
             freed: BTreeMap::new(),
-            ring: first_ring(current, next, Generation { fork: *fork, index: FIRST_INDEX }, entry.at),
+            ring: first_ring((Epoch(1), current), next, Generation { fork: *fork, index: FIRST_INDEX }, entry.at),
             managers: BTreeMap::new(),
         })
+    }
+
+    /// Begins a new life of the state, in which only `life.node` is a manager; gives its new seat. Keys and epochs are
+    /// new: the lost managers may still know the old ones.
+    pub fn begin_life(&mut self, life: &NewLife, at: UnixTime) -> Result<u64, Refusal> {
+        if !self.nodes.contains_key(&life.node) || life.fork <= self.cluster.fork {
+            return Err(Refusal::Invalid("a new life needs a node of the swarm and a higher fork".into()));
+        }
+        self.pass();
+        let index = self.index;
+        let newest = self.ring.epochs.iter().map(|held| held.epoch.0).max().unwrap_or(0);
+        let first = newest.checked_add(FORK_EPOCHS).filter(|first| *first < u32::MAX);
+        let first = first.ok_or_else(|| Refusal::NotNow("the epoch numbers are used up".into()))?;
+        self.cluster.fork = life.fork;
+        self.at = at;
+        let generation = Generation { fork: life.fork, index };
+        self.ring = first_ring((Epoch(first), &life.current), &life.next, generation, at);
+        self.managers.clear();
+        for node in self.nodes.values_mut() {
+            let stays = node.id == life.node;
+            if stays || node.role == Role::Manager {
+                node.role = if stays { Role::Manager } else { Role::Worker };
+                node.seat = if stays { index } else { 0 };
+                node.version = index;
+            }
+            node.publics.clear();
+            node.record_index = index;
+            node.updated_at = at;
+        }
+        Ok(index)
     }
 
     pub(super) fn update_cluster(
@@ -85,10 +130,10 @@ impl State {
     }
 }
 
-/// Epoch 1, current, and epoch 2, next. No node is admitted yet, so neither has participants.
-fn first_ring(current: &Key32, next: &Key32, generation: Generation, at: UnixTime) -> Ring {
-    let epoch = |number, phase, master: &Key32, activated_at| EpochState {
-        epoch: Epoch(number),
+/// A current and a next epoch. No node has a session yet, so neither has participants.
+fn first_ring((first, current): (Epoch, &Key32), next: &Key32, generation: Generation, at: UnixTime) -> Ring {
+    let epoch = |epoch, phase, master: &Key32, activated_at| EpochState {
+        epoch,
         phase,
         master: master.duplicate(),
         participants: BTreeSet::new(),
@@ -98,7 +143,10 @@ fn first_ring(current: &Key32, next: &Key32, generation: Generation, at: UnixTim
         activated_at,
     };
     Ring {
-        epochs: vec![epoch(1, EpochPhase::Current, current, Some(at)), epoch(2, EpochPhase::Next, next, None)],
+        epochs: vec![
+            epoch(first, EpochPhase::Current, current, Some(at)),
+            epoch(first.next(), EpochPhase::Next, next, None),
+        ],
         request: None,
         generation,
         keep_previous_secs: ring::DEADLINE_SECS,

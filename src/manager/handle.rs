@@ -11,7 +11,7 @@ use super::peers::Peers;
 use super::session::Sessions;
 use super::store::{Loaded, Owner, Store, StoreError};
 use super::tasks::TaskSet;
-use super::{forward, members, planner, random, wall_clock};
+use super::{fork, forward, members, planner, random, wall_clock};
 #[cfg(test)]
 use crate::cluster::CertificateAuthority;
 use crate::cluster::{Command, Entry, NewRoot, Refusal, Reply, State};
@@ -147,6 +147,14 @@ impl Manager {
             }
         }
         Err(ManagerError::Unavailable(format!("no manager gives this one the swarm's state: {reason}")))
+    }
+
+    /// Goes on alone with the state in `directory`, of a manager that was stopped: all that it has on disk counts as
+    /// committed, in a new life of the state.
+    pub async fn force_new_cluster(directory: &Path) -> Result<Manager, ManagerError> {
+        let directory = directory.to_owned();
+        let (store, loaded) = smol::unblock(move || fork::begin(&directory)).await?;
+        Manager::start(store, loaded)
     }
 
     fn start(store: Store, loaded: Loaded) -> Result<Manager, ManagerError> {

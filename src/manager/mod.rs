@@ -10,6 +10,7 @@
 //! - `authority`: the certificate authority, and its successor (`cluster` says when the former root is dropped).
 //! - `listener`, `admission`, `session`, `limits`: the control port: who may speak; joining; the sessions of the nodes;
 //!   how much of each.
+//! - `fork`: `--force-new-cluster`: one manager goes on alone.
 //! - `news`: what the managers make of what nodes say. `push`: what one node may know of the state. `book`: the signed records.
 //!
 //! Any manager takes any command and passes it on; the leader alone holds sessions, admits, signs certificates and
@@ -24,6 +25,7 @@ mod authority;
 pub(crate) mod book;
 mod credentials;
 mod drops;
+mod fork;
 mod forward;
 mod handle;
 mod limits;

@@ -181,6 +181,11 @@ impl Store {
         Ok((store, Loaded { owner, hard, snapshot, entries }))
     }
 
+    /// From the next snapshot on it is in this seat.
+    pub(super) fn set_owner(&mut self, owner: Owner) {
+        self.owner = owner;
+    }
+
     /// Keeps what the consensus wants kept. Durable when this returns.
     pub(super) fn save(&mut self, save: &Save) -> Result<(), StoreError> {
         match &save.snapshot {

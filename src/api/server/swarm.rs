@@ -32,21 +32,16 @@ const SUBNET_PREFIX: std::ops::RangeInclusive<u32> =
     limits::MIN_SUBNET_PREFIX as u32..=limits::MAX_SUBNET_PREFIX as u32;
 
 pub(super) async fn init(backend: &dyn Backend, request: &Request) -> Result<respond::Response, ApiError> {
-    if backend.swarm().state != SwarmState::Inactive {
+    let wanted: api::SwarmInit = request.json(&schema::SWARM_INIT)?;
+    if backend.swarm().state != SwarmState::Inactive && !wanted.force_new_cluster {
         return Err(ApiError::unavailable(error::ALREADY_IN_SWARM));
     }
-    let wanted: api::SwarmInit = request.json(&schema::SWARM_INIT)?;
     let node = backend.init(init_from(wanted)?).await?;
     Ok(respond::json(&node.to_string()))
 }
 
 /// What `swarm init` means. Pure.
 pub(super) fn init_from(wanted: api::SwarmInit) -> Result<InitRequest, ApiError> {
-    if wanted.force_new_cluster {
-        return Err(ApiError::bad_request(
-            "unsupported field ForceNewCluster (--force-new-cluster): there is one manager, nothing to force",
-        ));
-    }
     let mut spec = ClusterSpec::default();
     apply_settings(&mut spec, &wanted.spec)?;
     spec.address_pool = read_pool(&wanted.default_addr_pool, spec.address_pool)?;
@@ -65,7 +60,7 @@ pub(super) fn init_from(wanted: api::SwarmInit) -> Result<InitRequest, ApiError>
         data_path_address: wanted.data_path_addr,
         spec,
         availability: read_availability(&wanted.availability)?,
-        force_new_cluster: false,
+        force_new_cluster: wanted.force_new_cluster,
     })
 }
 

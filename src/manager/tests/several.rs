@@ -284,6 +284,45 @@ fn demoted_managers_are_not_heard_and_the_leader_can_go() {
 }
 
 #[test]
+fn one_that_is_left_goes_on_alone() {
+    smol::block_on(async {
+        let mut managers = Managers::new(3).await;
+        managers.get(0).propose(create_network("before")).await.unwrap();
+        managers.get(2).refresh().await.unwrap();
+        let before = managers.get(2).state();
+        for number in 0..3 {
+            managers.stop(number).await;
+        }
+        let manager = Manager::force_new_cluster(&managers.seats[2].directory).await.unwrap();
+        manager.listen(managers.seats[2].control).await.unwrap();
+        managers.seats[2].manager = Some(manager);
+        managers.get(2).propose(create_network("after")).await.unwrap();
+        let state = managers.get(2).state();
+        assert!(names(&state).contains(&"before".to_owned()) && names(&state).contains(&"after".to_owned()));
+        assert!(state.cluster.fork > before.cluster.fork);
+        let epochs = |state: &State| state.ring.epochs.iter().map(|held| held.epoch.0).collect::<Vec<_>>();
+        assert!(epochs(&state).iter().min().unwrap() - epochs(&before).iter().max().unwrap() >= 1 << 16);
+        assert_eq!(state.nodes.values().filter(|node| node.role == Role::Manager).count(), 1);
+        // The others come back, elect a leader of their own, and are not listened to.
+        managers.start(0).await;
+        managers.start(1).await;
+        let node = managers.get(2).node();
+        eventually("their leader", || (0..2).any(|number| managers.get(number).inner.leads())).await;
+        eventually("they knock", || managers.get(2).drops().contains_key("not_manager")).await;
+        assert_eq!(managers.get(2).leader(), Some(node));
+        let joined = tls::fetch_state(managers.seats[2].control, &managers.seats[0].identity, 1 << 20).await;
+        assert!(joined.is_err(), "a former manager gets nothing");
+        // It survives a restart as what it is now, and takes new managers.
+        managers.stop(2).await;
+        managers.start(2).await;
+        managers.stop(0).await;
+        managers.stop(1).await;
+        assert!(managers.get(2).with_state(names).contains(&"after".to_owned()));
+        managers.stop_all().await;
+    });
+}
+
+#[test]
 fn strangers_and_workers_get_nothing_of_the_managers() {
     smol::block_on(async {
         let managers = Managers::new(1).await;

@@ -66,7 +66,6 @@ fn settings_are_read_and_held_to_their_ranges() {
         (json!({"DefaultAddrPool": ["10.0.0.0/16", "10.1.0.0/16"]}), "one pool"),
         (json!({"DefaultAddrPool": ["fd00::/8"]}), "IPv6"),
         (json!({"Availability": "busy"}), "busy"),
-        (json!({"ForceNewCluster": true}), "ForceNewCluster"),
         (json!({"Spec": {"Dispatcher": {"HeartbeatPeriod": 1_500_000_000u64}}}), "heartbeat"),
         (json!({"Spec": {"Dispatcher": {"HeartbeatPeriod": 301_000_000_000u64}}}), "heartbeat"),
         (json!({"Spec": {"Formic": {"KeyRotationSeconds": 59}}}), "key rotation"),
