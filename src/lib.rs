@@ -35,7 +35,8 @@
 //! key   manager: ring::plan -> log -> every node that needs it gets the whole ring -> installs receiving,
 //!                reports ready -> activation (signed, also by gossip) -> each pair confirms -> sending switches
 //!                -> the old epoch is erased
-//! command  docker -> unix socket -> manager -> log (durable) -> cluster.apply -> push of the desired state
+//! command  docker -> unix socket -> any manager -> leader -> log (durable at a majority) -> cluster.apply
+//!                -> push of the desired state
 //!                -> agent reconciles -> reports back
 //! ```
 //!
@@ -66,7 +67,7 @@
 //! | [`tls`] | TLS 1.3 between nodes and managers | shell |
 //! | [`helper`] | the privileged process and the launcher of tasks | shell |
 //! | [`dataplane`] | worker threads between TUN devices and UDP sockets | shell |
-//! | [`manager`] | storage, certificates, the control port, the loops around `cluster` | shell |
+//! | [`manager`] | storage, certificates, the control port, the loops around `cluster` and `raft` | shell |
 //! | [`agent`] | the node: membership, session, one loop around keys, gossip and tasks | shell |
 //! | [`api`] | the Docker Engine API on a unix socket, and its client | shell |
 //! | [`daemon`] | options; the start and the stop of everything | shell |
@@ -87,6 +88,8 @@
 //! |---|---|
 //! | swarm | the cluster of nodes |
 //! | node | one host that runs the daemon: a manager or a worker |
+//! | leader, voter, learner | the manager that the others elected; one that has a say; one that is catching up |
+//! | seat, member | a manager's place in the consensus: a new one each time a node becomes a manager |
 //! | network | an overlay network: *encrypted* (AES-256-GCM) or plain (AES-256-GMAC: authenticated, not secret) |
 //! | endpoint | one address of one task on one network |
 //! | service, task | the wanted replicas; one placed replica, a container |

@@ -79,6 +79,11 @@ impl Swarm {
         }
         (usize::from(managers)..swarm.net.hosts.len()).for_each(|index| swarm.join(index));
         swarm.wait_ready(swarm.net.hosts.len());
+        wait_until("the managers vote", SETTLE, || {
+            let nodes = list(swarm.manager().try_get("/nodes")?);
+            let votes = nodes.iter().filter(|node| node["ManagerStatus"]["Reachability"] == "reachable").count();
+            so(votes == usize::from(managers), || format!("{nodes:?}"))
+        });
         swarm
     }
 

@@ -21,6 +21,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(2);
 /// Heartbeats without any word of the manager after which the session counts as broken: within them the node is at
 /// another manager, before the managers count it as silent.
 const MISSED_HEARTBEATS: u32 = 2;
+/// The same at least: with short heartbeats a busy host is no broken session.
+const MIN_SILENCE: Duration = Duration::from_secs(3);
 
 /// How often the interval is looked at anew: the managers may have shortened it, at least to this.
 const HEARTBEAT_CHECK: Duration = Duration::from_secs(1);
@@ -120,7 +122,7 @@ async fn one_session(
     let (probe, probes) = smol::channel::bounded(1);
     let receive = async {
         loop {
-            match reader.read::<ToAgent>(heartbeat() * MISSED_HEARTBEATS).await {
+            match reader.read::<ToAgent>((heartbeat() * MISSED_HEARTBEATS).max(MIN_SILENCE)).await {
                 Ok(ToAgent::Probe) => {
                     // Full: an answer is under way already.
                     let _ = probe.try_send(FromAgent::Heartbeat);

@@ -34,7 +34,7 @@ const SNAPSHOT_BYTES: usize = 8 << 20;
 /// So many times more while a member is being sent a snapshot, which the next one would make useless.
 const TRANSFER_PATIENCE: u64 = 4;
 /// Time between two looks at who should be a member.
-const MEMBERS_TICK: Duration = Duration::from_millis(500);
+const MEMBERS_TICK: Duration = Duration::from_millis(200);
 
 type Verdict = Result<(Reply, u64), ManagerError>;
 
@@ -525,6 +525,9 @@ impl Actor {
 
     /// Who takes part follows the nodes' roles.
     fn change_members(&mut self, now: Time) {
+        if !self.raft.lead().established {
+            return;
+        }
         let step = self.published.with(|state| members::plan(state, &self.raft, now));
         let result = match step {
             None => return,

@@ -7,6 +7,7 @@ use super::handle::ManagerError;
 use super::wall_clock;
 use crate::tls::{Identity, NodeKey};
 use crate::types::{NodeId, Role, UnixTime};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The TLS side of the control port.
@@ -34,6 +35,11 @@ pub(super) struct Credentials {
 impl Credentials {
     pub(super) fn new(node: NodeId, published: Arc<Published>) -> Credentials {
         Credentials { node, published, current: Mutex::new(None) }
+    }
+
+    /// Where others reach this manager.
+    pub(super) fn control_address(&self) -> Option<SocketAddr> {
+        self.published.with(|state| Some(state.nodes.get(&self.node)?.addresses.control))
     }
 
     /// For a stream to another manager.

@@ -217,7 +217,9 @@ async fn dispatch(inner: Arc<Inner>, connection: Connection, opening: Opening) {
         Opening::Session(request) => session::serve(inner, connection, request).await,
         Opening::Renew { csr } => admission::renew(&inner, connection, csr).await,
         Opening::Leave => admission::leave(&inner, connection).await,
-        Opening::Consensus { from, to } => peers::serve(inner, connection, Member(from), Member(to)).await,
+        Opening::Consensus { from, to, address } => {
+            peers::serve(inner, connection, (Member(from), Member(to)), address).await
+        }
         Opening::Forward => forward::serve_command(inner, connection).await,
         Opening::Read => forward::serve_read(inner, connection).await,
         Opening::State => forward::serve_state(inner, connection).await,

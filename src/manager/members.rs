@@ -38,20 +38,9 @@ pub(super) fn plan(state: &State, raft: &Raft, now: Time) -> Option<Step> {
         .filter(|node| node.role == Role::Manager)
         .map(|node| (Member(node.seat), Peer { node: node.id, address: node.addresses.control }))
         .collect();
-    let unwanted = membership.peers.keys().find(|member| !wanted.contains_key(member));
     let heard = |member: Member| {
         member == raft.member() || raft.progress(member).is_some_and(|progress| now.since(progress.heard) < LATELY)
     };
-    if let Some(&member) = unwanted {
-        if member == raft.member() {
-            return Some(Step::HandOver);
-        }
-        let rest: Vec<Member> = membership.voters.iter().copied().filter(|voter| *voter != member).collect();
-        let alive = rest.iter().filter(|voter| heard(**voter)).count();
-        // Without it the others could not decide anything: it stays until more of them are back.
-        let possible = membership.learners.contains(&member) || alive > rest.len() / 2;
-        return possible.then_some(Step::Change(Change::Remove(member)));
-    }
     let news = wanted.iter().find(|(member, peer)| membership.peers.get(member) != Some(peer));
     if let Some((member, peer)) = news {
         return Some(Step::Change(Change::Learner(*member, *peer)));
@@ -60,5 +49,17 @@ pub(super) fn plan(state: &State, raft: &Raft, now: Time) -> Option<Step> {
         let near = |matched: u64| matched + CAUGHT_UP_ENTRIES >= raft.last().index;
         heard(**member) && raft.progress(**member).is_some_and(|progress| near(progress.matched))
     };
-    membership.learners.iter().find(ready).map(|learner| Step::Change(Change::Voter(*learner)))
+    if let Some(learner) = membership.learners.iter().filter(|learner| wanted.contains_key(learner)).find(ready) {
+        return Some(Step::Change(Change::Voter(*learner)));
+    }
+    // Last: who comes may take the place of who goes.
+    let member = *membership.peers.keys().find(|member| !wanted.contains_key(member))?;
+    if member == raft.member() {
+        return Some(Step::HandOver);
+    }
+    let rest: Vec<Member> = membership.voters.iter().copied().filter(|voter| *voter != member).collect();
+    let alive = rest.iter().filter(|voter| heard(**voter)).count();
+    // Without it the others could not decide anything: it stays until more of them are back.
+    let possible = membership.learners.contains(&member) || alive > rest.len() / 2;
+    possible.then_some(Step::Change(Change::Remove(member)))
 }

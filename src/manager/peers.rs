@@ -9,13 +9,14 @@ use super::handle::Inner;
 use super::listener::{Connection, count_stream_error};
 use super::tasks::TaskSet;
 use crate::cluster::State;
-use crate::raft::{Member, Membership, Message, Peer};
+use crate::raft::{MAX_MEMBERS, Member, Membership, Message, Peer};
 use crate::tls::{self, Peer as Certificate};
 use crate::types::{NodeId, Role};
 use crate::wire::control::{Answer, MAX_FRAME_BYTES};
 use smol::channel::{Receiver, Sender, bounded};
 use smol::future::FutureExt as _;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ const SILENCE: Duration = Duration::from_secs(120);
 struct Outgoing {
     peer: Peer,
     queue: Sender<Message>,
+    /// By its own word only: this manager's membership does not list it (yet).
+    told: bool,
 }
 
 struct Shared {
@@ -58,14 +61,28 @@ impl Peers {
     /// The others are these, from now on.
     pub(super) fn set_members(&self, membership: &Membership) {
         let mut outgoing = self.0.outgoing.lock().unwrap_or_else(PoisonError::into_inner);
-        outgoing.retain(|member, there| membership.peers.get(member) == Some(&there.peer));
+        let listed = |member: &Member| membership.peers.get(member);
+        outgoing.retain(|member, there| listed(member).map_or(there.told, |peer| *peer == there.peer));
         for (member, peer) in membership.peers.iter().filter(|(member, _)| **member != self.0.me) {
-            outgoing.entry(*member).or_insert_with(|| {
-                let (queue, messages) = bounded(QUEUE_MESSAGES);
-                self.0.tasks.spawn("managers' stream", send(self.0.clone(), *member, *peer, messages));
-                Outgoing { peer: *peer, queue }
-            });
+            let there = outgoing.entry(*member).or_insert_with(|| self.open(*member, *peer, false));
+            there.told = false;
         }
+    }
+
+    /// A manager that speaks to this one has to be answered, also when this one's membership lags behind.
+    fn hear_of(&self, member: Member, peer: Peer) {
+        let mut outgoing = self.0.outgoing.lock().unwrap_or_else(PoisonError::into_inner);
+        let moved = outgoing.get(&member).is_some_and(|there| there.told && there.peer != peer);
+        if outgoing.contains_key(&member) && !moved || outgoing.len() >= MAX_MEMBERS * 2 {
+            return;
+        }
+        outgoing.insert(member, self.open(member, peer, true));
+    }
+
+    fn open(&self, member: Member, peer: Peer, told: bool) -> Outgoing {
+        let (queue, messages) = bounded(QUEUE_MESSAGES);
+        self.0.tasks.spawn("managers' stream", send(self.0.clone(), member, peer, messages));
+        Outgoing { peer, queue, told }
     }
 
     /// Sends a message, if its way is open and not crowded.
@@ -99,7 +116,8 @@ async fn one_stream(
     first: Message,
 ) -> Result<(), String> {
     let identity = shared.credentials.identity().map_err(|error| error.to_string())?;
-    let opened = tls::open_consensus(peer.address, &identity, peer.node, (shared.me.0, to.0)).await;
+    let own = shared.credentials.control_address().ok_or("this node is not in the state")?;
+    let opened = tls::open_consensus(peer.address, &identity, peer.node, (shared.me.0, to.0), own).await;
     let mut writer = opened.map_err(|error| error.to_string())?;
     let mut message = first;
     loop {
@@ -154,7 +172,12 @@ fn judge_seat(
 }
 
 /// Hands the messages of another manager to the consensus.
-pub(super) async fn serve(inner: Arc<Inner>, mut connection: Connection, from: Member, to: Member) {
+pub(super) async fn serve(
+    inner: Arc<Inner>,
+    mut connection: Connection,
+    (from, to): (Member, Member),
+    address: SocketAddr,
+) {
     let certificate = connection.peer;
     let node = match judge_seat(&inner.published, certificate, from) {
         Ok(node) => node,
@@ -167,6 +190,7 @@ pub(super) async fn serve(inner: Arc<Inner>, mut connection: Connection, from: M
     if connection.writer.write(&Answer::Listening).await.is_err() {
         return;
     }
+    inner.peers.hear_of(from, Peer { node, address });
     let Connection { mut reader, permit, .. } = connection;
     drop(permit);
     reader.set_limit(MAX_FRAME_BYTES);

@@ -169,19 +169,21 @@ pub async fn leave(address: SocketAddr, identity: &Identity) -> Result<(), Conne
     .await
 }
 
-/// A manager's stream of its messages of the consensus to another one. The node there is `expected`.
+/// A manager's stream of its messages of the consensus to another one. The node there is `expected`; it answers to
+/// `own`.
 pub async fn open_consensus(
     address: SocketAddr,
     identity: &Identity,
     expected: NodeId,
     (from, to): (u64, u64),
+    own: SocketAddr,
 ) -> Result<Writer, ConnectError> {
     let mut connection = Connection::as_node(address, identity).await?;
     if connection.manager.node != expected {
         let reason = format!("node {} answers there, not {expected}", connection.manager.node);
         return Err(ConnectError::Untrusted { address, reason });
     }
-    match connection.ask(Opening::Consensus { from, to }).await? {
+    match connection.ask(Opening::Consensus { from, to, address: own }).await? {
         Answer::Listening => Ok(connection.writer),
         _ => Err(ConnectError::Unexpected(address)),
     }

@@ -44,6 +44,8 @@ pub enum Opening {
         from: u64,
         /// The seat that is meant.
         to: u64,
+        /// Where the sender is reached: who is new may not be known to all.
+        address: SocketAddr,
     },
     /// A manager passes a command on to the leader. The command follows in the next frame, as bytes.
     Forward,

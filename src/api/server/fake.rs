@@ -111,7 +111,9 @@ impl Fake {
             current: Key32::new([6; 32]),
             next: Key32::new([7; 32]),
         };
-        let state = State::init(&Entry { at: NOW, command: init }).unwrap();
+        let mut state = State::init(&Entry { at: NOW, command: init }).unwrap();
+        let seat = crate::cluster::Manager { seat: 2, voter: true, address: addresses(1).control };
+        state.managers.insert(NodeId::from_random(NODE), seat);
         *self.0.state.lock().unwrap() = Some(Arc::new(state));
         self.add_node(NODE, Role::Manager, 1);
         self.add_node(WORKER, Role::Worker, 2);

@@ -7,7 +7,7 @@ use super::request::Request;
 use super::roots::Roots;
 use super::{lookup, manager_state, random, respond, schema, time};
 use crate::api::types as api;
-use crate::cluster::{Command, Node, NodeState};
+use crate::cluster::{Command, Node, NodeState, State};
 use crate::types::{Availability, Key32, NodeId, Role};
 use hyper::StatusCode;
 
@@ -27,13 +27,13 @@ pub(super) fn list(backend: &dyn Backend, request: &Request) -> Result<respond::
             && filters.values("label").is_empty()
     };
     let roots = Roots::of(&state);
-    let described = state.nodes.values().filter(fits).map(|node| describe(node, leader, &roots));
+    let described = state.nodes.values().filter(fits).map(|node| describe(&state, node, leader, &roots));
     Ok(respond::json(&described.collect::<Vec<_>>()))
 }
 
 pub(super) fn inspect(backend: &dyn Backend, wanted: &str) -> Result<respond::Response, ApiError> {
     let state = manager_state(backend)?;
-    Ok(respond::json(&describe(lookup::node(&state, wanted)?, backend.leader(), &Roots::of(&state))))
+    Ok(respond::json(&describe(&state, lookup::node(&state, wanted)?, backend.leader(), &Roots::of(&state))))
 }
 
 pub(super) async fn update(
@@ -68,10 +68,17 @@ pub(super) async fn remove(
 }
 
 /// A node as `node inspect` shows it.
-fn describe(node: &Node, leader: Option<NodeId>, roots: &Roots) -> api::Node {
+fn describe(state: &State, node: &Node, leader: Option<NodeId>, roots: &Roots) -> api::Node {
+    let votes = state.managers.get(&node.id).is_some_and(|manager| manager.voter);
     let manager_status = (node.role == Role::Manager).then(|| api::ManagerStatus {
         leader: leader == Some(node.id),
-        reachability: if node.state == NodeState::Down { "unreachable" } else { "reachable" }.into(),
+        // A manager that has not caught up yet is not counted on.
+        reachability: match node.state {
+            NodeState::Down => "unreachable",
+            _ if votes => "reachable",
+            _ => "unknown",
+        }
+        .into(),
         addr: node.addresses.control.to_string(),
     });
     api::Node {

@@ -253,6 +253,31 @@ async fn set_role(manager: &Manager, node: NodeId, role: Role) {
     manager.propose(update).await.unwrap();
 }
 
+/// The managers were all replaced while one was away: it does not know any of those that speak to it now.
+#[test]
+fn one_that_slept_through_a_change_of_all_others_comes_back() {
+    smol::block_on(async {
+        let mut managers = Managers::new(3).await;
+        let leader = managers.leader().await;
+        let asleep = (leader + 1) % 3;
+        managers.stop(asleep).await;
+        managers.add().await;
+        managers.add().await;
+        // Both managers that the sleeper knows go.
+        for old in [leader, (leader + 2) % 3] {
+            let node = managers.get(old).node();
+            set_role(managers.get(3), node, Role::Worker).await;
+            eventually("it is out", || managers.get(3).with_state(|state| !state.managers.contains_key(&node))).await;
+            managers.stop(old).await;
+        }
+        managers.get(3).propose(create_network("new")).await.unwrap();
+        managers.start(asleep).await;
+        eventually("it knows", || managers.get(asleep).with_state(|state| names(state) == ["new"])).await;
+        managers.get(asleep).propose(create_network("newer")).await.unwrap();
+        managers.stop_all().await;
+    });
+}
+
 #[test]
 fn demoted_managers_are_not_heard_and_the_leader_can_go() {
     smol::block_on(async {
@@ -335,13 +360,13 @@ fn strangers_and_workers_get_nothing_of_the_managers() {
         let first = managers.get(0).node();
         for identity in [&worker, &other.seats[0].identity] {
             let seats = (3, 2);
-            assert!(tls::open_consensus(control, identity, first, seats).await.is_err());
+            assert!(tls::open_consensus(control, identity, first, seats, control).await.is_err());
             assert!(tls::forward(control, identity, b"x").await.is_err());
             assert!(tls::read_index(control, identity).await.is_err());
             assert!(tls::fetch_state(control, identity, 1 << 20).await.is_err());
         }
         let own = &managers.seats[0].identity;
-        let wrong = tls::open_consensus(control, own, first, (2, 99)).await.err().unwrap().to_string();
+        let wrong = tls::open_consensus(control, own, first, (2, 99), control).await.err().unwrap().to_string();
         assert!(wrong.contains("seat"), "{wrong}");
         assert!(tls::fetch_state(control, own, 100).await.is_err(), "more than asked for");
         assert!(tls::fetch_state(control, own, 1 << 20).await.is_ok());
