@@ -100,6 +100,11 @@ impl Published {
         *self.leadership.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Why the actor ended, if it did by itself.
+    pub(super) fn failure(&self) -> Option<ManagerError> {
+        self.failure.get().cloned()
+    }
+
     /// Reads the state in place.
     pub(super) fn with<T>(&self, read: impl FnOnce(&State) -> T) -> T {
         read(&self.state.read().unwrap_or_else(PoisonError::into_inner))
@@ -191,10 +196,7 @@ impl Writer {
 }
 
 fn ended(published: &Published) -> ManagerError {
-    match published.failure.get() {
-        Some(failure) => failure.clone(),
-        None => ManagerError::Unavailable("the manager is stopping".to_owned()),
-    }
+    published.failure().unwrap_or_else(|| ManagerError::Unavailable("the manager is stopping".to_owned()))
 }
 
 /// Starts the actor. A swarm's only manager leads, with all that is durable applied, when this returns.
@@ -275,6 +277,8 @@ impl Actor {
         while inputs.try_recv().is_ok() {}
         self.waiting.clear();
         self.set_leadership(Leadership::Nobody);
+        // The nodes look for a manager that goes on.
+        self.sessions.end_all();
         self.published.notify();
     }
 

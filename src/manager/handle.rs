@@ -294,6 +294,9 @@ impl Inner {
                     },
                     Leadership::Nobody => {}
                 }
+                if let Some(failure) = self.published.failure() {
+                    return Err(failure);
+                }
                 if changed.recv().await.is_err() {
                     return Err(ManagerError::Unavailable("the manager is stopping".to_owned()));
                 }
