@@ -184,12 +184,25 @@ fn leaving(net: &Topology) {
 }
 
 #[test]
-fn a_manager_token_is_refused_with_the_reason() {
+fn the_real_client_makes_managers_and_workers_of_nodes() {
     let net = Topology::with_daemons(2, &[]);
     let address = net.host(0).address().to_string();
     net.host(0).docker(&["swarm", "init", "--advertise-addr", &address]).ok();
     let token = net.host(0).docker(&["swarm", "join-token", "-q", "manager"]).ok();
-    let refused = net.host(1).docker(&["swarm", "join", "--token", &token, &format!("{address}:2377")]);
-    fails(&refused, "joining as a manager is not supported yet");
-    assert!(net.host(1).docker(&["info"]).ok().contains("Swarm: inactive"));
+    let joined = net.host(1).docker(&["swarm", "join", "--token", &token, &format!("{address}:2377")]).ok();
+    assert_eq!(joined, "This node joined a swarm as a manager.");
+    wait_until("both are managers", SETTLE, || {
+        let listed = net.host(1).docker(&["node", "ls"]);
+        so(listed.stdout.contains("Leader") && listed.stdout.contains("Reachable"), || listed.describe())
+    });
+    let (first, second) = (net.host(0).name(), net.host(1).name());
+    let demoted = net.host(0).docker(&["node", "demote", &second]).ok();
+    assert_eq!(demoted, format!("Manager {second} demoted in the swarm."));
+    wait_until("it is a worker", SETTLE, || {
+        let refused = net.host(1).docker(&["node", "ls"]);
+        so(refused.stderr.contains("Worker nodes can't be used to view or modify cluster state."), || {
+            refused.describe()
+        })
+    });
+    fails(&net.host(0).docker(&["node", "demote", &first]), "attempting to demote the last manager of the swarm");
 }

@@ -82,6 +82,11 @@ fn without_a_majority_traffic_goes_on_and_one_can_go_on_alone() {
     let names = swarm.host(0).formic(&["network", "ls"]).ok();
     assert!(names.contains("net") && names.contains("after") && !names.contains("never"), "{names}");
     // The nodes begin a new boot under the new life, and their tasks are placed anew.
+    let before: Vec<String> = tasks.into_iter().map(|task| task.id).collect();
+    wait_until("fresh tasks", SETTLE, || {
+        let wanted = swarm.tasks("web").into_iter().filter(|task| task.desired == "running");
+        so(wanted.filter(|task| !before.contains(&task.id)).count() == 2, || format!("{before:?}"))
+    });
     let tasks = swarm.wait_tasks("web", 2);
     swarm.wait_all_ping(&tasks, 2);
     // The others come back as workers.

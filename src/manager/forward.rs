@@ -74,9 +74,16 @@ pub(super) async fn refresh(inner: &Inner) -> Result<(), ManagerError> {
     inner.until_applied(index).await
 }
 
-/// Lets managers pass, if this one leads; anybody else is answered here.
+/// Lets managers that the state knows pass, if this one leads; anybody else is answered here.
 async fn admit(inner: &Inner, mut connection: Connection) -> Option<Connection> {
-    if let Err((why, reason)) = inner.published.with(|state| judge(state, connection.peer)) {
+    let judged = inner.published.with(|state| {
+        let peer = judge(state, connection.peer)?;
+        match state.nodes.get(&peer.node) {
+            Some(_) => Ok(()),
+            None => Err((ControlDrop::UnknownNode, format!("the swarm does not know node {}", peer.node))),
+        }
+    });
+    if let Err((why, reason)) = judged {
         connection.refuse(inner, why, reason).await;
         return None;
     }

@@ -49,8 +49,16 @@ fn frames_are_frozen() {
             participants: vec![node],
         }],
     };
-    let openings =
-        [Opening::Join(join), Opening::Session(session), Opening::Renew { csr: vec![0x30, 0x00] }, Opening::Leave];
+    let openings = [
+        Opening::Join(join),
+        Opening::Session(session),
+        Opening::Renew { csr: vec![0x30, 0x00] },
+        Opening::Leave,
+        Opening::Consensus { from: 300, to: 8, address: addresses().control },
+        Opening::Forward,
+        Opening::Read,
+        Opening::State,
+    ];
     let frames = [
         openings.iter().map(line).collect::<String>(),
         answers(node).iter().map(line).collect(),
@@ -81,6 +89,11 @@ fn answers(node: NodeId) -> Vec<Answer> {
         Answer::Renewed { chain: vec![vec![1, 2], vec![3]] },
         Answer::Left,
         Answer::FormerBoot,
+        Answer::NotLeader { leader: Some("10.77.0.1:2377".parse().unwrap()) },
+        Answer::Listening,
+        Answer::Forwarded { outcome: vec![1, 2] },
+        Answer::Index { index: 300 },
+        Answer::State { total: 300 },
     ]
 }
 
