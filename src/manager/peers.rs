@@ -6,7 +6,7 @@ use super::actor::Published;
 use super::credentials::Credentials;
 use super::drops::{ControlDrop, Drops};
 use super::handle::Inner;
-use super::listener::{Connection, count_stream_error};
+use super::listener::{Connection, count_stream_error, is_outdated};
 use super::tasks::TaskSet;
 use crate::cluster::State;
 use crate::raft::{MAX_MEMBERS, Member, Membership, Message, Peer};
@@ -191,7 +191,7 @@ pub(super) async fn serve(
         return;
     }
     inner.peers.hear_of(from, Peer { node, address });
-    let Connection { mut reader, permit, .. } = connection;
+    let Connection { mut reader, permit, roots, .. } = connection;
     drop(permit);
     reader.set_limit(MAX_FRAME_BYTES);
     loop {
@@ -204,6 +204,9 @@ pub(super) async fn serve(
                 return;
             }
         };
+        if is_outdated(&inner, &roots) {
+            return;
+        }
         // It may have been demoted or removed meanwhile.
         if let Err((why, reason)) = judge_seat(&inner.published, certificate, from) {
             inner.drops.count(why);
