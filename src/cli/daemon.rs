@@ -43,7 +43,7 @@ pub(super) struct Daemon {
     /// offloads not to use, with commas between them: tso, uso, udp-gso, udp-gro, join-tcp, join-udp
     #[argh(option, arg_name = "list")]
     disable_offload: Option<String>,
-    /// worker threads that carry packets, 1 to 16 (default: half of the cores, at most 4)
+    /// worker threads that carry packets, 1 to 16 (default: one for each core, at most 4)
     #[argh(option, arg_name = "number")]
     data_workers: Option<Queues>,
 }

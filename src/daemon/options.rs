@@ -152,11 +152,12 @@ impl Default for Options {
     }
 }
 
-/// Half of the cores, at most four: the other half is for the tasks and for what the kernel does for the overlay. On two
-/// cores, two workers were measured to carry no more than one.
+/// As many as there are cores, at most four. Two hosts on a machine of two cores (`iperf3 -C cubic`, medians of five
+/// rounds in turn): four flows 11.6 Gbit/s and 1.00 s of processor time per GB with two workers each, 9.4 and 1.12 with
+/// one; one flow the same, and idle the same.
 fn default_data_workers() -> Queues {
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-    Queues::try_from((cores / 2).clamp(1, 4) as u8).unwrap_or(Queues::ONE)
+    Queues::try_from(cores.clamp(1, 4) as u8).unwrap_or(Queues::ONE)
 }
 
 /// What one place says; `None` leaves it to the next.
