@@ -14,6 +14,7 @@ use super::options::Formic;
 use anyhow::{Context, Result, ensure};
 use netns_tests::process::{self, Background, COMMAND_DEADLINE};
 use netns_tests::swarm::FAST;
+use netns_tests::traffic::in_network_of_pid;
 use netns_tests::{Host, Swarm, Task, Topology, wait_until};
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::Stdio;
@@ -63,6 +64,9 @@ impl Underlay {
 /// packets like everybody else.
 const WIRE_LACKS: [&str; 3] = ["tx-udp-segmentation", "tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation"];
 
+/// A congestion control that does not pace, and that every kernel allows in every namespace.
+const UNPACED: &str = "reno";
+
 /// Names of the lanes, in the order of the report. Further binaries of Formic have lanes `formic.2` and so on.
 pub const LANES: [&str; 7] = [VETH, VXLAN, WIREGUARD_GO, BORINGTUN, FORMIC, FORMIC_PLAIN, FORMIC_LOCAL];
 /// The underlay itself.
@@ -94,6 +98,20 @@ pub struct Lane {
     pub processes: Vec<u32>,
 }
 
+impl Lane {
+    /// What connections begin with at both ends. `iperf3 --congestion` changes it only once they are made, and what BBR
+    /// has begun stays paced by a timer whatever comes after.
+    fn begin_unpaced(&self) -> Result<()> {
+        for pid in [self.from, self.to] {
+            let mut set = in_network_of_pid(pid, "sh");
+            set.args(["-c", &format!("echo {UNPACED} >/proc/sys/net/ipv4/tcp_congestion_control")]);
+            let finished = process::run(set);
+            ensure!(finished.code == 0, "{}: {}", self.name, finished.describe());
+        }
+        Ok(())
+    }
+}
+
 /// What holds the lanes: they are gone with it.
 pub struct Bed {
     /// They.
@@ -117,6 +135,7 @@ impl Bed {
             }
         }
         ensure!(!bed.lanes.is_empty(), "nothing to measure");
+        bed.lanes.iter().try_for_each(Lane::begin_unpaced)?;
         Ok(bed)
     }
 
