@@ -3,7 +3,8 @@
 //!
 //! - `handle`: what the API and the daemon hold.
 //! - `store`: term, log and snapshot, each record sealed; what is retired can never be read again.
-//! - `actor`: the one writer: drives the consensus: make durable, send, apply, tell the watchers.
+//! - `replica`: drives the consensus (pure): make durable, send, apply, tell the proposers. `actor`: the one writer,
+//!   the thread that runs it on the store.
 //! - `members`: who should take part in the consensus. `peers`: its streams between managers. `credentials`: the
 //!   certificate of those, and of the control port. `forward`: what managers that do not lead ask of the leader.
 //! - `planner`: proposes what time and the state ask for: placements, rotations, nodes that fell silent.
@@ -35,6 +36,7 @@ pub(crate) mod news;
 mod peers;
 mod planner;
 pub(crate) mod push;
+pub(crate) mod replica;
 mod session;
 mod store;
 mod tasks;
