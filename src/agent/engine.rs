@@ -326,7 +326,7 @@ impl Engine {
         let Some(tasks) = self.core.apply(push, &mut crate::sys::random::key32, now) else { return };
         if let Some(swarm) = &self.core.swarm {
             if let Ok(mut managers) = self.link.managers.lock() {
-                *managers = swarm.managers.iter().map(|(_, address)| *address).collect();
+                *managers = swarm.managers.iter().map(|manager| manager.address).collect();
             }
             if self.link.known != swarm.managers {
                 self.link.known.clone_from(&swarm.managers);
@@ -410,7 +410,7 @@ impl Engine {
             settled: self.settled && self.link.up,
             error: if self.link.up { String::new() } else { self.error.clone() },
             names: self.core.names.clone(),
-            managers: self.core.swarm.as_ref().map(|swarm| swarm.managers.clone()).unwrap_or_default(),
+            managers: self.link.known.iter().map(|manager| (manager.node, manager.address)).collect(),
             tasks: tasks.collect(),
         }));
     }

@@ -38,10 +38,14 @@ impl Node {
             return Ok(());
         }
         let mut membership = self.current_membership(runtime)?;
-        let listed = told.iter().any(|(node, _)| *node == membership.node);
-        membership.role = if listed { Role::Manager } else { Role::Worker };
-        membership.managers = told.iter().map(|(_, address)| *address).collect();
-        if membership.role == runtime.role() {
+        let own = told.iter().find(|manager| manager.node == membership.node);
+        membership.role = if own.is_some() { Role::Manager } else { Role::Worker };
+        membership.managers = told.iter().map(|manager| manager.address).collect();
+        // In another seat than it is told, it was demoted and promoted again without noticing: what it remembers as
+        // the former member must not speak for the new one.
+        let running = runtime.manager.load_full();
+        let misplaced = running.is_some_and(|manager| own.is_some_and(|own| own.seat != manager.seat()));
+        if membership.role == runtime.role() && !misplaced {
             return self.inner.environment.store.save(&membership);
         }
         self.renew_for(runtime, &membership).await?;
@@ -49,19 +53,26 @@ impl Node {
         self.inner.environment.store.save(&membership)?;
         match membership.role {
             Role::Manager => {
+                if misplaced {
+                    self.end_manager(runtime).await?;
+                }
                 let manager = self.open_manager(&membership).await?;
                 runtime.manager.store(Some(Arc::new(manager)));
                 tracing::info!("this node is a manager now");
             }
             Role::Worker => {
-                if let Some(manager) = runtime.manager.swap(None) {
-                    manager.stop().await;
-                }
-                self.remove_manager_state()?;
+                self.end_manager(runtime).await?;
                 tracing::info!("this node is a worker now");
             }
         }
         Ok(())
+    }
+
+    async fn end_manager(&self, runtime: &Runtime) -> Result<(), NodeError> {
+        if let Some(manager) = runtime.manager.swap(None) {
+            manager.stop().await;
+        }
+        self.remove_manager_state()
     }
 
     /// The certificate of the new role.

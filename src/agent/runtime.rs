@@ -17,7 +17,8 @@ use crate::sys;
 use crate::sys::clock::Clock;
 use crate::sys::uevent::Uevents;
 use crate::tls::Identity;
-use crate::types::{BootId, NodeId, Queues, Role};
+use crate::types::{BootId, Queues, Role};
+use crate::wire::control::ManagerView;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use smol::channel::{Receiver, Sender, bounded};
 use std::net::{SocketAddr, UdpSocket};
@@ -49,8 +50,8 @@ pub(super) struct Environment {
     pub(super) offloads: Offloads,
 }
 
-/// The managers and their control ports.
-pub(super) type Managers = Vec<(NodeId, SocketAddr)>;
+/// The managers, as they say.
+pub(super) type Managers = Vec<ManagerView>;
 
 /// A running membership.
 pub(super) struct Runtime {

@@ -3,10 +3,10 @@
 //! A task counts on its node from its placement until its node confirms that it is gone: so long the node may hold
 //! the keys of its networks.
 
-use super::{State, Task};
+use super::{Node, State, Task};
 use crate::types::{NetworkId, NodeId, TaskAssignment};
+use crate::wire::control::ManagerView;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 
 /// What a node has to be given.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -24,11 +24,12 @@ impl State {
         tasks.flat_map(|task| &task.attachments).map(|attachment| attachment.network).collect()
     }
 
-    /// The managers and their control ports: one that is coming is listed already, one that is demoted until the
-    /// consensus goes on without it.
-    pub fn manager_addresses(&self) -> Vec<(NodeId, SocketAddr)> {
-        let managers = self.nodes.values().filter(|node| self.is_manager(node));
-        managers.map(|node| (node.id, node.addresses.control)).collect()
+    /// The managers: one that is coming is listed already, one that is demoted until the consensus goes on without it,
+    /// and so long in its seat.
+    pub fn manager_views(&self) -> Vec<ManagerView> {
+        let seat = |node: &Node| self.managers.get(&node.id).map_or(node.seat, |manager| manager.seat);
+        let view = |node: &Node| ManagerView { node: node.id, seat: seat(node), address: node.addresses.control };
+        self.nodes.values().filter(|node| self.is_manager(node)).map(view).collect()
     }
 
     /// The nodes that have a task on the network.

@@ -255,6 +255,11 @@ impl Manager {
         self.inner.node
     }
 
+    /// Its seat among the managers.
+    pub fn seat(&self) -> u64 {
+        self.inner.peers.me().0
+    }
+
     /// What the control port turned away, by reason; only reasons that occurred.
     pub fn drops(&self) -> BTreeMap<&'static str, u64> {
         self.inner.drops.read()
@@ -417,14 +422,14 @@ fn take_over(directory: &Path, node: NodeId, bytes: &[u8]) -> Result<(Store, Loa
         |error: &dyn std::fmt::Display| ManagerError::Broken(format!("the swarm's state is unreadable: {error}"));
     let snapshot: Snapshot = postcard::from_bytes(bytes).map_err(|error| broken(&error))?;
     let state = State::from_bytes(snapshot.data.bytes()).map_err(|error| broken(&error))?;
-    let known = state.nodes.get(&node).filter(|node| node.role == Role::Manager);
-    let seat =
-        known.ok_or_else(|| ManagerError::Unavailable(format!("node {node} is not a manager of the swarm")))?.seat;
-    let owner = Owner { node, member: Member(seat) };
+    let member = members::seat_of(&state, node);
+    let member =
+        member.ok_or_else(|| ManagerError::Unavailable(format!("node {node} is not a manager of the swarm")))?;
+    let owner = Owner { node, member };
     let store = Store::create(directory, owner, &snapshot)?;
     let hard = HardState { term: snapshot.position.term, vote: None };
     Ok((store, Loaded { owner, hard, snapshot, entries: Vec::new() }))
 }
 
 /// The term in which a swarm is made.
-const FIRST_TERM: u64 = 1;
+pub(crate) const FIRST_TERM: u64 = 1;

@@ -21,12 +21,17 @@ pub(super) enum Step {
 }
 
 /// The members as the replicated state keeps them.
-pub(super) fn seats(membership: &Membership) -> BTreeMap<NodeId, Manager> {
+pub(crate) fn seats(membership: &Membership) -> BTreeMap<NodeId, Manager> {
     let seat = |(member, peer): (&Member, &Peer)| {
         let voter = membership.is_voter(*member);
         (peer.node, Manager { seat: member.0, voter, address: peer.address })
     };
     membership.peers.iter().map(seat).collect()
+}
+
+/// The seat of a node that the state knows as a manager.
+pub(crate) fn seat_of(state: &State, node: NodeId) -> Option<Member> {
+    state.nodes.get(&node).filter(|node| node.role == Role::Manager).map(|node| Member(node.seat))
 }
 
 /// The next step, if the members are not as they should be and `raft` leads.

@@ -2,7 +2,6 @@
 //! is sent comes by streams of the others' own. A stream may break at any time, and whatever does not go out at once is
 //! dropped and counted: the consensus sends again what matters.
 
-use super::actor::Published;
 use super::credentials::Credentials;
 use super::drops::{ControlDrop, Drops};
 use super::handle::Inner;
@@ -133,9 +132,8 @@ async fn one_stream(
     }
 }
 
-/// Whether a certificate names a node that is a manager now. One that this manager's state does not know yet is
-/// believed: its certificate stands under the root, and the state may lag behind.
-pub(super) fn judge(state: &State, peer: Option<Certificate>) -> Result<Certificate, (ControlDrop, String)> {
+/// Whether it is the certificate of a manager of this swarm, of a node that was not removed.
+fn judge_certificate(state: &State, peer: Option<Certificate>) -> Result<Certificate, (ControlDrop, String)> {
     let refuse = |why, reason: &str| Err((why, reason.to_owned()));
     let Some(peer) = peer else {
         return refuse(ControlDrop::NoCertificate, "this request needs the certificate of a manager");
@@ -146,29 +144,40 @@ pub(super) fn judge(state: &State, peer: Option<Certificate>) -> Result<Certific
     if state.gone.contains_key(&peer.node) {
         return Err((ControlDrop::RemovedNode, format!("node {} was removed from the swarm", peer.node)));
     }
-    // A demoted one has its say until the others can decide without it.
-    let demoted = state.nodes.get(&peer.node).is_some_and(|node| !state.is_manager(node));
-    if peer.role != Role::Manager || demoted {
-        return Err((ControlDrop::NotManager, format!("node {} is not a manager of the swarm", peer.node)));
-    }
-    Ok(peer)
+    if peer.role != Role::Manager { Err(no_manager(peer.node)) } else { Ok(peer) }
 }
 
-/// Whether messages of the node in that seat are listened to now.
-fn judge_seat(
-    published: &Published,
+fn no_manager(node: NodeId) -> (ControlDrop, String) {
+    (ControlDrop::NotManager, format!("node {node} is not a manager of the swarm"))
+}
+
+/// Whether a certificate names a node that is a manager now. One that this manager's state does not know yet is
+/// believed: its certificate stands under the root, and the state may lag behind.
+pub(crate) fn judge(state: &State, peer: Option<Certificate>) -> Result<Certificate, (ControlDrop, String)> {
+    let peer = judge_certificate(state, peer)?;
+    // A demoted one has its say until the others can decide without it.
+    let demoted = state.nodes.get(&peer.node).is_some_and(|node| !state.is_manager(node));
+    if demoted { Err(no_manager(peer.node)) } else { Ok(peer) }
+}
+
+/// Whether messages of the node in that seat are listened to now. A seat is the log index at which it was given: what
+/// this state says of the node is older than a higher one, and the certificate alone counts. A manager that was away
+/// could not catch up otherwise while a leader in a new seat leads.
+pub(crate) fn judge_seat(
+    state: &State,
     certificate: Option<Certificate>,
     from: Member,
 ) -> Result<NodeId, (ControlDrop, String)> {
-    published.with(|state| {
-        let node = judge(state, certificate)?.node;
-        match state.nodes.get(&node) {
-            Some(known) if known.seat != from.0 && state.managers.get(&node).is_none_or(|here| here.seat != from.0) => {
-                Err((ControlDrop::WrongSeat, format!("node {node} is not in seat {}", from.0)))
-            }
-            _ => Ok(node),
+    if from.0 > state.index {
+        return judge_certificate(state, certificate).map(|peer| peer.node);
+    }
+    let node = judge(state, certificate)?.node;
+    match state.nodes.get(&node) {
+        Some(known) if known.seat != from.0 && state.managers.get(&node).is_none_or(|here| here.seat != from.0) => {
+            Err((ControlDrop::WrongSeat, format!("node {node} is not in seat {}", from.0)))
         }
-    })
+        _ => Ok(node),
+    }
 }
 
 /// Hands the messages of another manager to the consensus.
@@ -179,7 +188,7 @@ pub(super) async fn serve(
     address: SocketAddr,
 ) {
     let certificate = connection.peer;
-    let node = match judge_seat(&inner.published, certificate, from) {
+    let node = match inner.published.with(|state| judge_seat(state, certificate, from)) {
         Ok(node) => node,
         Err((why, reason)) => return connection.refuse(&inner, why, reason).await,
     };
@@ -208,7 +217,7 @@ pub(super) async fn serve(
             return;
         }
         // It may have been demoted or removed meanwhile.
-        if let Err((why, reason)) = judge_seat(&inner.published, certificate, from) {
+        if let Err((why, reason)) = inner.published.with(|state| judge_seat(state, certificate, from)) {
             inner.drops.count(why);
             tracing::warn!(%node, reason, "a manager is not listened to any more");
             return;

@@ -222,6 +222,17 @@ pub enum ToAgent {
     Probe,
 }
 
+/// A manager, as nodes know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManagerView {
+    /// Its node.
+    pub node: NodeId,
+    /// Its seat: one that is told another than it has must take that, without what it remembers.
+    pub seat: u64,
+    /// Its control port.
+    pub address: SocketAddr,
+}
+
 /// What a node knows of the swarm.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SwarmView {
@@ -231,8 +242,8 @@ pub struct SwarmView {
     pub fork: Fork,
     /// Seconds between heartbeats.
     pub heartbeat_secs: u32,
-    /// Managers and where they are reached.
-    pub managers: Vec<(NodeId, SocketAddr)>,
+    /// The managers.
+    pub managers: Vec<ManagerView>,
     /// The Ed25519 keys that sign records: at most two.
     pub attestation: Vec<PublicKey>,
     /// The root certificates that are trusted, DER: at most two, the one that issues last.

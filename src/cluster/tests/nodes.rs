@@ -158,7 +158,18 @@ fn a_seat_is_never_taken_twice_and_one_manager_stays() {
     let there = Manager { seat: first, voter: true, address: "10.0.0.9:2377".parse().unwrap() };
     swarm.state.set_managers(BTreeMap::from([(node(9), there)]));
     assert!(swarm.refused(remove(9, true)).contains("must be demoted to worker before removal"));
-    assert_eq!(swarm.state.manager_addresses().len(), 2);
+    let seat = |swarm: &Swarm| {
+        let views = swarm.state.manager_views();
+        assert_eq!(views.len(), 2);
+        views.iter().find(|view| view.node == node(9)).map(|view| view.seat)
+    };
+    assert_eq!(seat(&swarm), Some(first));
+    // Promoted again, it keeps the former seat as long as that counts for a majority, and takes the new one then.
+    swarm.ok(set_role(&swarm.state, 9, Role::Manager));
+    assert_eq!(seat(&swarm), Some(first));
+    swarm.state.set_managers(BTreeMap::new());
+    assert_eq!(seat(&swarm), Some(swarm.state.nodes[&node(9)].seat));
+    swarm.ok(set_role(&swarm.state, 9, Role::Worker));
     for number in 20..26 {
         swarm.ok(add_node(number, Role::Manager));
     }

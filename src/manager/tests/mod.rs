@@ -4,6 +4,7 @@ mod control;
 mod hostile;
 mod life;
 mod roots;
+mod seats;
 mod several;
 mod store;
 

@@ -127,7 +127,7 @@ fn to_agent(node: NodeId, ring: RingView) -> Vec<ToAgent> {
         cluster: ClusterId::from_random([4; 17]),
         fork: Fork(1_700_000_000),
         heartbeat_secs: 5,
-        managers: vec![(node, "10.77.0.1:2377".parse().unwrap())],
+        managers: vec![ManagerView { node, seat: 9, address: "10.77.0.1:2377".parse().unwrap() }],
         attestation: vec![PublicKey([8; 32])],
         roots: vec![vec![0x30, 0x82]],
         gone: vec![node],
