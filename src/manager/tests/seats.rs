@@ -20,7 +20,8 @@ fn a_seat_newer_than_the_state_is_believed_by_its_certificate() {
             let (not_before, expires) = (UnixTime(0), UnixTime(u64::MAX));
             Some(Peer { node, role, cluster: state.cluster.id, not_before, expires })
         };
-        let judge = |node, role, seat| judge_seat(&state, certificate(node, role), Member(seat)).map_err(|(why, _)| why);
+        let judge =
+            |node, role, seat| judge_seat(&state, certificate(node, role), Member(seat)).map_err(|(why, _)| why);
         let seat = swarm.manager.seat();
         assert_eq!(judge(manager, Role::Manager, seat), Ok(manager));
         assert_eq!(judge(manager, Role::Manager, seat - 1), Err(ControlDrop::WrongSeat));
