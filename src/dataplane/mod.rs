@@ -53,9 +53,8 @@
 //! What did not pay: yielding and looking again up to 3 or 20 times before sleeping (9.8 and 9.2 Gbit/s instead of
 //! 10.2; 4.6 instead of 4.9 where every datagram is a packet of its own); 8 or 16 receive buffers instead of 64 (9.6
 //! and 10.0; 3.9 with 8 where datagrams come one by one); SCHED_BATCH for the workers (9.5 and 9.3 instead of 9.6 and
-//! 9.7); a higher priority (nice -10, SCHED_FIFO: no flow was faster for sure, the container's super-packets shrank from
-//! 58 to 41 KB and a gigabyte cost 1.0 to 1.2 s instead of 0.9 to 1.0). Not tried: reading a device straight into the
-//! places of the segments; the copies that it saves are 0.3 % of the samples.
+//! 9.7); a higher priority (nice -10, SCHED_FIFO: smaller super-packets, no clear gain, measured beside other load). Not
+//! tried: reading a device straight into the places of the segments; the copies that it saves are 0.3 % of the samples.
 //!
 //! # Workers
 //!
