@@ -10,6 +10,8 @@ use formic::types::{
     Transform,
 };
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+// Without the reactor's thread, which allocates when it starts.
+use smol::future::block_on;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::os::unix::net::UnixDatagram;
@@ -109,7 +111,7 @@ fn pair() -> ([Node; 2], [UnixDatagram; 2]) {
         [(1, Direction::Inbound), (0, Direction::Inbound), (0, Direction::Outbound), (1, Direction::Outbound)]
     {
         connect(&nodes, at, direction);
-        smol::block_on(nodes[at].data.stats()).unwrap();
+        block_on(nodes[at].data.stats()).unwrap();
     }
     (nodes, containers)
 }
@@ -149,7 +151,7 @@ fn total(calls: CallStats) -> u64 {
 fn a_megabyte_costs_few_calls_and_no_allocation() {
     counting::ignore_this_thread();
     let (nodes, containers) = pair();
-    let calls = |at: usize| smol::block_on(nodes[at].data.stats()).unwrap();
+    let calls = |at: usize| block_on(nodes[at].data.stats()).unwrap();
     let mut buffer = vec![0; 1 << 17];
     for from in [0, 1] {
         let frame = frame(from, 1);

@@ -216,7 +216,8 @@ impl Dataplane {
 
     /// [`Dataplane::send`] for callers outside of the executor.
     pub fn send_blocking(&self, commands: Vec<DataCommand>) -> Result<(), WorkerGone> {
-        smol::block_on(self.send(commands))
+        // Nothing but a channel is waited for: the reactor and its thread are not needed.
+        smol::future::block_on(self.send(commands))
     }
 
     fn concerned<'a>(&'a self, batch: &'a [DataCommand]) -> impl DoubleEndedIterator<Item = &'a WorkerHandle> {
