@@ -2,7 +2,7 @@
 //! is new enough for a read; and the leader's answers.
 
 use super::drops::ControlDrop;
-use super::handle::{Inner, Leader, ManagerError};
+use super::handle::{Inner, LEADER_PATIENCE, LEADER_PAUSE, Leader, ManagerError};
 use super::listener::Connection;
 use super::peers::judge;
 use crate::cluster::{Command, Refusal, Reply};
@@ -12,7 +12,7 @@ use crate::wire::control::{Answer, STATE_PIECE_BYTES};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
 /// How long the command may take to follow its opening.
@@ -31,7 +31,8 @@ enum Outcome {
     Failed(String),
 }
 
-/// Has the leader commit a command; the state here shows it when this returns.
+/// Has the leader commit a command; the state here shows it when this returns. With [`ManagerError::NoLeader`] the leader
+/// has not taken it.
 pub(super) async fn to_leader(inner: &Inner, leader: SocketAddr, command: &Command) -> Result<Reply, ManagerError> {
     let size = postcard::experimental::serialized_size(command).map_err(unencodable)?;
     let mut bytes = Zeroizing::new(vec![0; size]);
@@ -44,10 +45,12 @@ pub(super) async fn to_leader(inner: &Inner, leader: SocketAddr, command: &Comma
         other => ManagerError::Unavailable(other.to_string()),
     })?;
     match postcard::from_bytes(&outcome) {
-        Ok(Outcome::Done(reply, index)) => {
-            inner.until_applied(index).await?;
-            Ok(reply)
-        }
+        Ok(Outcome::Done(reply, index)) => match inner.until_applied(index).await {
+            Ok(()) => Ok(reply),
+            // It is committed: nobody may take it for one that was not made.
+            Err(ManagerError::NoLeader) => Err(ManagerError::LeadLost),
+            Err(error) => Err(error),
+        },
         Ok(Outcome::Refused(refusal)) => Err(refusal.into()),
         Ok(Outcome::LeadLost) | Err(_) => Err(ManagerError::LeadLost),
         Ok(Outcome::Failed(text)) => Err(ManagerError::Unavailable(text)),
@@ -60,18 +63,21 @@ fn unencodable(error: postcard::Error) -> ManagerError {
 
 /// Returns once the applied state shows everything that was committed before, anywhere.
 pub(super) async fn refresh(inner: &Inner) -> Result<(), ManagerError> {
-    let index = match inner.leader().await? {
-        Leader::Here => inner.writer.read().await.ok_or(ManagerError::NoLeader)?,
-        Leader::At(address) => {
-            let identity = inner.credentials.identity()?;
-            let index = tls::read_index(address, &identity).await;
-            index.map_err(|error| {
-                tracing::debug!(%error, "the leader gives no read index");
-                ManagerError::NoLeader
-            })?
-        }
-    };
-    inner.until_applied(index).await
+    let patience = Instant::now() + LEADER_PATIENCE;
+    loop {
+        let index = match inner.leader().await? {
+            Leader::Here => inner.writer.read().await,
+            Leader::At(address) => {
+                let index = tls::read_index(address, &*inner.credentials.identity()?).await;
+                index.inspect_err(|error| tracing::debug!(%error, "the leader gives no read index")).ok()
+            }
+        };
+        match index {
+            Some(index) => return inner.until_applied(index).await,
+            None if Instant::now() < patience => smol::Timer::after(LEADER_PAUSE).await,
+            None => return Err(ManagerError::NoLeader),
+        };
+    }
 }
 
 /// Lets managers that the state knows pass, if this one leads; anybody else is answered here.

@@ -107,7 +107,9 @@ pub(super) struct Inner {
 }
 
 /// How long a command or a read waits for a leader: an election that begins now, and the next one.
-const LEADER_PATIENCE: Duration = Duration::from_secs(4);
+pub(super) const LEADER_PATIENCE: Duration = Duration::from_secs(4);
+/// Pause before a leader that was not reached is asked again, or the one that was elected meanwhile.
+pub(super) const LEADER_PAUSE: Duration = Duration::from_millis(100);
 /// How long this manager may lag behind the leader before a command's proposer is told.
 const APPLY_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -269,9 +271,16 @@ impl Manager {
 impl Inner {
     /// Commits a command, here or at the leader. The applied state shows it when this returns.
     pub(super) async fn propose(&self, command: Command) -> Result<Reply, ManagerError> {
-        match self.leader().await? {
-            Leader::Here => self.propose_here(command).await.map(|(reply, _)| reply),
-            Leader::At(address) => forward::to_leader(self, address, &command).await,
+        let patience = Instant::now() + LEADER_PATIENCE;
+        loop {
+            let address = match self.leader().await? {
+                Leader::Here => return self.propose_here(command).await.map(|(reply, _)| reply),
+                Leader::At(address) => address,
+            };
+            match forward::to_leader(self, address, &command).await {
+                Err(ManagerError::NoLeader) if Instant::now() < patience => smol::Timer::after(LEADER_PAUSE).await,
+                outcome => return outcome,
+            };
         }
     }
 

@@ -12,13 +12,20 @@ use futures_rustls::client::TlsStream;
 use rustls::pki_types::ServerName;
 use smol::io::{ReadHalf, WriteHalf};
 use smol::net::TcpStream;
+use socket2::SockRef;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use zeroize::Zeroizing;
 
-/// How long a manager may take to take the connection, to shake hands, and to answer: each.
+/// How long a manager may take to take the connection: one that is there does at once, or when the request is sent again
+/// after a second. Who waits longer for one that was cut off comes too late to another one.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A stream between managers breaks when nothing is acknowledged for so long, and a new one is tried at once: after a cut
+/// the kernel would send again ever more seldom, and the two would hear of each other as long after it as it lasted.
+const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a manager may take to shake hands, and to answer: each.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a forwarded command may take: its commit may wait for an election.
@@ -178,7 +185,10 @@ pub async fn open_consensus(
     (from, to): (u64, u64),
     own: SocketAddr,
 ) -> Result<Writer, ConnectError> {
-    let mut connection = Connection::as_node(address, identity).await?;
+    let tcp = connect(address).await?;
+    // A kernel that does not know the option waits longer.
+    let _ = SockRef::from(&tcp).set_tcp_user_timeout(Some(UNACKNOWLEDGED_TIMEOUT));
+    let mut connection = Connection::over(tcp, address, own_swarm(identity), Some(identity)).await?;
     if connection.manager.node != expected {
         let reason = format!("node {} answers there, not {expected}", connection.manager.node);
         return Err(ConnectError::Untrusted { address, reason });
@@ -235,6 +245,19 @@ pub async fn fetch_state(
     .await
 }
 
+async fn connect(address: SocketAddr) -> Result<TcpStream, ConnectError> {
+    let unreachable = |error: &dyn std::fmt::Display| ConnectError::Unreachable { address, reason: error.to_string() };
+    let tcp = within(CONNECT_TIMEOUT, TcpStream::connect(address)).await.map_err(|error| unreachable(&error))?;
+    let tcp = tcp.map_err(|error| unreachable(&error))?;
+    tcp.set_nodelay(true).map_err(|error| unreachable(&error))?;
+    Ok(tcp)
+}
+
+/// Whom a node believes: managers of its own swarm.
+fn own_swarm(identity: &Identity) -> Trust {
+    Trust::Roots(identity.roots(), identity.peer().cluster)
+}
+
 struct Connection {
     address: SocketAddr,
     manager: Peer,
@@ -244,18 +267,21 @@ struct Connection {
 
 impl Connection {
     async fn as_node(address: SocketAddr, identity: &Identity) -> Result<Connection, ConnectError> {
-        let trust = Trust::Roots(identity.roots(), identity.peer().cluster);
-        Connection::open(address, trust, Some(identity)).await
+        Connection::open(address, own_swarm(identity), Some(identity)).await
     }
 
     async fn open(address: SocketAddr, trust: Trust, identity: Option<&Identity>) -> Result<Connection, ConnectError> {
-        let unreachable = |reason: String| ConnectError::Unreachable { address, reason };
+        Connection::over(connect(address).await?, address, trust, identity).await
+    }
+
+    async fn over(
+        tcp: TcpStream,
+        address: SocketAddr,
+        trust: Trust,
+        identity: Option<&Identity>,
+    ) -> Result<Connection, ConnectError> {
         let untrusted = |reason: String| ConnectError::Untrusted { address, reason };
         let config = client_config(trust, identity).map_err(|error| ConnectError::Identity(error.to_string()))?;
-        let tcp = within(STEP_TIMEOUT, TcpStream::connect(address)).await;
-        let tcp =
-            tcp.map_err(|error| unreachable(error.to_string()))?.map_err(|error| unreachable(error.to_string()))?;
-        tcp.set_nodelay(true).map_err(|error| unreachable(error.to_string()))?;
         let connector = TlsConnector::from(Arc::new(config));
         let handshake = connector.connect(ServerName::IpAddress(address.ip().into()), tcp);
         let tls = within(STEP_TIMEOUT, handshake).await.map_err(|error| untrusted(error.to_string()))?;

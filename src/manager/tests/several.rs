@@ -3,6 +3,7 @@
 use super::*;
 use crate::cluster::NodeState;
 use crate::manager::ManagerError;
+use crate::manager::handle::LEADER_PATIENCE;
 use crate::types::Role;
 
 /// A manager of several, running or not.
@@ -168,8 +169,11 @@ fn a_leader_that_goes_is_followed_and_comes_back() {
             managers.stop(leader).await;
             let other = (leader + 1) % 3;
             let name = format!("round{round}");
-            while managers.get(other).propose(create_network(&name)).await.is_err() {
-                assert!(start.elapsed() < DEADLINE);
+            let mut asked = Instant::now();
+            while let Err(error) = managers.get(other).propose(create_network(&name)).await {
+                let waited = asked.elapsed() >= LEADER_PATIENCE || !matches!(error, ManagerError::NoLeader);
+                assert!(waited && start.elapsed() < DEADLINE, "{error} after {:?}", asked.elapsed());
+                asked = Instant::now();
             }
             println!("a command was accepted {:?} after the leader went", start.elapsed());
             managers.start(leader).await;
