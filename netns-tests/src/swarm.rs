@@ -1,9 +1,10 @@
-//! Hosts whose daemons are in one swarm. Host 0 is the manager.
+//! Hosts whose daemons are in one swarm. Host 0 is a manager.
 
 use crate::host::Host;
 use crate::topology::Topology;
 use crate::wait::{so, wait_until};
 use serde_json::Value;
+use std::cell::Cell;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ pub const FAST: &[&str] = &["--dispatcher-heartbeat", "1s"];
 pub struct Swarm {
     /// Its hosts.
     pub net: Topology,
+    asked: Cell<usize>,
 }
 
 /// A task as the managers show it.
@@ -71,7 +73,7 @@ impl Swarm {
         let first = net.host(0);
         let address = first.address().to_string();
         first.formic(&[&["swarm", "init", "--advertise-addr", &address], FAST].concat()).ok();
-        let swarm = Swarm { net };
+        let swarm = Swarm { net, asked: Cell::new(0) };
         let token = text(&swarm.manager().get("/swarm")["JoinTokens"]["Manager"]);
         for index in 1..usize::from(managers) {
             let join = ["swarm", "join", "--token", "-", &swarm.remote()];
@@ -129,7 +131,7 @@ impl Swarm {
         let manager = net.host(0);
         let address = manager.address().to_string();
         manager.formic(&[&["swarm", "init", "--advertise-addr", &address], init].concat()).ok();
-        let swarm = Swarm { net };
+        let swarm = Swarm { net, asked: Cell::new(0) };
         for index in 1..count {
             swarm.join(index);
         }
@@ -137,9 +139,14 @@ impl Swarm {
         swarm
     }
 
-    /// The manager.
+    /// The manager that is told and asked: host 0, unless [`Swarm::ask`] has named another.
     pub fn manager(&self) -> &Host {
-        self.net.host(0)
+        self.net.host(self.asked.get())
+    }
+
+    /// From now on this host is the manager that is told and asked.
+    pub fn ask(&self, index: usize) {
+        self.asked.set(index);
     }
 
     /// A host by number.
@@ -237,10 +244,14 @@ impl Swarm {
     fn try_tasks(&self, service: &str) -> Result<Vec<Task>, String> {
         let services = list(self.manager().try_get("/services")?);
         let Some(found) = services.iter().find(|s| s["Spec"]["Name"] == service) else { return Ok(Vec::new()) };
+        self.try_tasks_that(|task| task["ServiceID"] == found["ID"])
+    }
+
+    /// The tasks that the managers know and that fit.
+    pub(crate) fn try_tasks_that(&self, fits: impl Fn(&Value) -> bool) -> Result<Vec<Task>, String> {
         let nodes = list(self.manager().try_get("/nodes")?);
         let tasks = list(self.manager().try_get("/tasks")?);
-        let mut tasks: Vec<Task> =
-            tasks.iter().filter(|task| task["ServiceID"] == found["ID"]).map(|task| self.task(task, &nodes)).collect();
+        let mut tasks: Vec<Task> = tasks.iter().filter(|task| fits(task)).map(|task| self.task(task, &nodes)).collect();
         tasks.sort_by_key(|task| task.slot);
         Ok(tasks)
     }

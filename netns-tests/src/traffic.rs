@@ -1,17 +1,19 @@
 //! Pings and streams between tasks. They run in a task's network namespace but in the test's hands, so that they can be
 //! stopped and counted.
 
+use crate::host::enter_network_of;
 use crate::process::{self, Background, tied};
 use crate::swarm::{SETTLE, Task};
 use crate::wait::{so, wait_until};
 use nix::sys::signal::Signal;
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Read};
-use std::net::IpAddr;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Answers that a ping has to get after it was decided to stop it: then what came before is answered or lost.
 const LAST_ANSWERS: u64 = 20;
@@ -155,5 +157,123 @@ impl Stream {
         self.client.end(deadline);
         let report: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
         report["end"]["sum_sent"]["bytes"].as_u64().unwrap_or_else(|| panic!("no report of iperf3: {text}"))
+    }
+}
+
+/// Octets of one record of a [`Trickle`]: more than one packet.
+const RECORD_BYTES: usize = 4096;
+/// Between two of its records.
+const RECORD_EVERY: Duration = Duration::from_millis(10);
+/// Records that it carries at least: one that is ended at once shows nothing.
+const FEWEST_RECORDS: usize = 20;
+/// Without a record for so long the connection counts as dead.
+const RECORD_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A TCP connection between two tasks that carries a record every 10 ms, and notes how late they come.
+pub struct Trickle {
+    over: Arc<AtomicBool>,
+    sender: JoinHandle<std::io::Result<()>>,
+    receiver: JoinHandle<std::io::Result<Duration>>,
+    name: String,
+}
+
+impl Trickle {
+    /// Connects.
+    pub fn start(from: &Task, to: &Task) -> Trickle {
+        let (from_pid, to_pid, address) = (from.pid, to.pid, to.address());
+        let over = Arc::new(AtomicBool::new(false));
+        let epoch = Instant::now();
+        let (port_is, port) = std::sync::mpsc::channel();
+        let receiver = std::thread::spawn(move || {
+            enter_network_of(to_pid);
+            let listener = TcpListener::bind((address, 0))?;
+            let _ = port_is.send(listener.local_addr()?.port());
+            receive_records(listener.accept()?.0, epoch)
+        });
+        let port = port.recv_timeout(SETTLE).expect("a port in the task");
+        let told = over.clone();
+        let sender = std::thread::spawn(move || {
+            enter_network_of(from_pid);
+            send_records(TcpStream::connect((address, port))?, epoch, &told)
+        });
+        Trickle { over, sender, receiver, name: format!("{} -> {address}", from.address()) }
+    }
+
+    /// Ends it; by how much the latest record was late. Panics when the connection broke.
+    #[track_caller]
+    pub fn stop(self) -> Duration {
+        self.over.store(true, Ordering::Relaxed);
+        let broke = |error: std::io::Error| -> Duration { panic!("the stream {} broke: {error}", self.name) };
+        if let Err(error) = self.sender.join().expect("the sender") {
+            return broke(error);
+        }
+        self.receiver.join().expect("the receiver").unwrap_or_else(broke)
+    }
+}
+
+/// Each begins with the time at which it was sent.
+fn send_records(mut stream: TcpStream, epoch: Instant, over: &AtomicBool) -> std::io::Result<()> {
+    stream.set_write_timeout(Some(RECORD_DEADLINE))?;
+    let (mut record, mut sent) = ([0; RECORD_BYTES], 0);
+    while sent < FEWEST_RECORDS || !over.load(Ordering::Relaxed) {
+        sent += 1;
+        record[..16].copy_from_slice(&epoch.elapsed().as_micros().to_be_bytes());
+        stream.write_all(&record)?;
+        std::thread::sleep(RECORD_EVERY);
+    }
+    Ok(())
+}
+
+fn receive_records(mut stream: TcpStream, epoch: Instant) -> std::io::Result<Duration> {
+    stream.set_read_timeout(Some(RECORD_DEADLINE))?;
+    let (mut record, mut latest) = ([0; RECORD_BYTES], Duration::ZERO);
+    loop {
+        match stream.read_exact(&mut record) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(latest),
+            Err(error) => return Err(error),
+        }
+        let micros = record[..16].iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
+        latest = latest.max(epoch.elapsed().saturating_sub(Duration::from_micros(micros)));
+    }
+}
+
+/// How late a record of a stream may be. The aim is 1 s; two busy cores may be slower. A lost packet shows as a lost ping.
+const STALL: Duration = Duration::from_secs(5);
+
+/// Traffic that nothing may disturb: a ping every 10 ms from each task to the next one, the last to the first, and a
+/// stream from the first to the last.
+pub struct Traffic {
+    flows: Vec<Flow>,
+    stream: Trickle,
+}
+
+impl Traffic {
+    /// Starts it between tasks of different hosts, once they reach each other.
+    #[track_caller]
+    pub fn start(tasks: &[Task]) -> Traffic {
+        let pairs = || tasks.iter().zip(tasks.iter().cycle().skip(1));
+        for (from, to) in pairs() {
+            wait_until("an answer", SETTLE, || pings(from, to.address(), 1));
+        }
+        let flows = pairs().map(|(from, to)| Flow::start(from, to)).collect();
+        let (first, last) = (tasks.first().expect("tasks"), tasks.last().expect("tasks"));
+        Traffic { flows, stream: Trickle::start(first, last) }
+    }
+
+    /// Ends it. Panics when a ping was lost or the stream stood still.
+    #[track_caller]
+    pub fn stop_undisturbed(self, during: &str) {
+        let late = self.stream.stop();
+        let (mut sent, mut lost) = (0, Vec::new());
+        for flow in self.flows {
+            let name = flow.name.clone();
+            let (of_flow, missing) = flow.stop();
+            sent += of_flow;
+            lost.extend((missing > 0).then(|| format!("{name}: {missing} of {of_flow}")));
+        }
+        println!("{during}: {sent} pings, {} flows with losses, the stream at most {late:.1?} late", lost.len());
+        assert!(lost.is_empty(), "{during}: pings are lost: {lost:?}");
+        assert!(late < STALL, "{during}: the stream stood still for {late:?}");
     }
 }

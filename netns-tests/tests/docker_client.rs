@@ -1,8 +1,9 @@
 //! The real docker client: the commands of the specification verbatim, and those around them.
 
-use netns_tests::swarm::SETTLE;
+use netns_tests::swarm::{IDLE, SETTLE};
 use netns_tests::wait::so;
 use netns_tests::{Finished, Host, Topology, wait_until};
+use std::collections::BTreeSet;
 
 const NETWORK: &str = "my-multi-host-network";
 
@@ -185,24 +186,99 @@ fn leaving(net: &Topology) {
 
 #[test]
 fn the_real_client_makes_managers_and_workers_of_nodes() {
-    let net = Topology::with_daemons(2, &[]);
-    let address = net.host(0).address().to_string();
-    net.host(0).docker(&["swarm", "init", "--advertise-addr", &address]).ok();
-    let token = net.host(0).docker(&["swarm", "join-token", "-q", "manager"]).ok();
-    let joined = net.host(1).docker(&["swarm", "join", "--token", &token, &format!("{address}:2377")]).ok();
-    assert_eq!(joined, "This node joined a swarm as a manager.");
-    wait_until("both are managers", SETTLE, || {
-        let listed = net.host(1).docker(&["node", "ls"]);
-        so(listed.stdout.contains("Leader") && listed.stdout.contains("Reachable"), || listed.describe())
+    let net = Topology::with_daemons(4, &[]);
+    let first = net.host(0);
+    let address = first.address().to_string();
+    first.docker(&["swarm", "init", "--dispatcher-heartbeat", "1s", "--advertise-addr", &address]).ok();
+    for (index, role) in [(1, "manager"), (2, "worker"), (3, "worker")] {
+        let token = first.docker(&["swarm", "join-token", "-q", role]).ok();
+        let joined = net.host(index).docker(&["swarm", "join", "--token", &token, &format!("{address}:2377")]).ok();
+        assert_eq!(joined, format!("This node joined a swarm as a {role}."));
+    }
+    let promoted = first.docker(&["node", "promote", "ant-3"]).ok();
+    assert_eq!(promoted, "Node ant-3 promoted to a manager in the swarm.");
+    wait_managers(net.host(2), ["Reachable", "Reachable", "Reachable", ""]);
+    nodes_are_changed_and_shown(&net);
+    managers_go(&net);
+}
+
+/// Waits until `node ls` shows these states of the managers, in the order of the hosts, but for the one of them that leads.
+fn wait_managers(host: &Host, states: [&str; 4]) {
+    let wanted: Vec<String> =
+        states.iter().enumerate().map(|(index, state)| format!("ant-{} {state}", index + 1)).collect();
+    wait_until("the managers' states", SETTLE, || {
+        let listed = host.docker(&["node", "ls", "--format", "{{.Hostname}} {{.ManagerStatus}}"]);
+        let shown = listed.stdout.replacen("Leader", "Reachable", 1);
+        let mut lines: Vec<&str> = shown.lines().collect();
+        lines.sort_unstable();
+        so(shown != listed.stdout && lines == wanted, || listed.describe())
     });
-    let (first, second) = (net.host(0).name(), net.host(1).name());
-    let demoted = net.host(0).docker(&["node", "demote", &second]).ok();
-    assert_eq!(demoted, format!("Manager {second} demoted in the swarm."));
+}
+
+fn nodes_are_changed_and_shown(net: &Topology) {
+    // On one that does not lead.
+    let manager = net.host(1);
+    let shown = |node: &str| {
+        let format = "{{.Spec.Labels.zone}} {{.Spec.Availability}} {{.Spec.Role}} {{.Status.State}} {{.Status.Addr}}";
+        manager.docker(&["node", "inspect", "--format", format, node]).ok()
+    };
+    let update = ["node", "update", "--label-add", "zone=a", "--availability", "pause", "ant-4"];
+    assert_eq!(manager.docker(&update).ok(), "ant-4");
+    assert_eq!(shown("ant-4"), "a pause worker ready 10.77.0.4");
+    let update = ["node", "update", "--label-rm", "zone", "--availability", "active", "ant-4"];
+    assert_eq!(manager.docker(&update).ok(), "ant-4");
+    assert_eq!(shown("ant-4"), "<no value> active worker ready 10.77.0.4");
+    let pretty = manager.docker(&["node", "inspect", "--pretty", "self"]).ok();
+    let lines: Vec<String> = pretty.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    for line in ["Hostname: ant-2", "Address: 10.77.0.2:2377", "Raft Status: Reachable"] {
+        assert!(lines.iter().any(|shown| shown == line), "no {line:?}: {pretty}");
+    }
+    fails(&manager.docker(&["node", "inspect", "ant-9"]), "ant-9");
+
+    manager.docker(&["network", "create", "--driver", "overlay", NETWORK]).ok();
+    let head = ["service", "create", "--detach", "--name", "web", "--mode", "global", "--network", NETWORK, "host"];
+    manager.docker(&[&head, IDLE].concat()).ok();
+    for host in &net.hosts {
+        wait_until("its task", SETTLE, || {
+            let ps = manager.docker(&["node", "ps", "--format", "{{.Name}} {{.Node}} {{.CurrentState}}", &host.name()]);
+            let runs = ps.stdout.starts_with("web.") && ps.stdout.contains(&format!("{} Running", host.name()));
+            so(ps.code == 0 && runs && ps.stdout.lines().count() == 1, || ps.describe())
+        });
+    }
+    let own = manager.docker(&["node", "ps", "--format", "{{.Node}}", "self"]).ok();
+    assert_eq!(own, "ant-2");
+}
+
+fn managers_go(net: &Topology) {
+    let first = net.host(0);
+    net.host(1).kill_daemon();
+    wait_managers(net.host(2), ["Reachable", "Unreachable", "Reachable", ""]);
+    let refused = first.docker(&["node", "rm", "--force", "ant-2"]);
+    fails(
+        &refused,
+        "is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal",
+    );
+    assert_eq!(first.docker(&["node", "demote", "ant-2"]).ok(), "Manager ant-2 demoted in the swarm.");
+    wait_until("it is removed", SETTLE, || {
+        let removed = first.docker(&["node", "rm", "ant-2"]);
+        so(removed.code == 0 && removed.stdout.trim_end() == "ant-2", || removed.describe())
+    });
+    // This one is alive.
+    fails(&first.docker(&["node", "rm", "ant-4"]), "is not down and can't be removed");
+    assert_eq!(first.docker(&["node", "rm", "--force", "ant-4"]).ok(), "ant-4");
+    wait_until("it has left", SETTLE, || {
+        let info = net.host(3).docker(&["info", "--format", "{{.Swarm.LocalNodeState}}"]);
+        so(info.stdout.trim_end() == "inactive", || info.describe())
+    });
+    let left = first.docker(&["node", "ls", "--format", "{{.Hostname}}"]).ok();
+    assert_eq!(left.lines().collect::<BTreeSet<_>>(), BTreeSet::from(["ant-1", "ant-3"]));
+
+    assert_eq!(first.docker(&["node", "demote", "ant-3"]).ok(), "Manager ant-3 demoted in the swarm.");
     wait_until("it is a worker", SETTLE, || {
-        let refused = net.host(1).docker(&["node", "ls"]);
+        let refused = net.host(2).docker(&["node", "ls"]);
         so(refused.stderr.contains("Worker nodes can't be used to view or modify cluster state."), || {
             refused.describe()
         })
     });
-    fails(&net.host(0).docker(&["node", "demote", &first]), "attempting to demote the last manager of the swarm");
+    fails(&first.docker(&["node", "demote", "ant-1"]), "attempting to demote the last manager of the swarm");
 }

@@ -3,7 +3,7 @@
 use netns_tests::swarm::{FAST, list, text};
 use netns_tests::traffic::{Flow, IperfServer, Stream};
 use netns_tests::wait::so;
-use netns_tests::{Swarm, wait_until};
+use netns_tests::{Ring, Swarm, wait_until};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -17,14 +17,7 @@ fn ring(swarm: &Swarm) -> Value {
 
 /// The number of the current epoch, once all its participants send with it and a next one is there.
 fn settled_epoch(swarm: &Swarm) -> Result<u64, String> {
-    let ring = swarm.manager().try_get("/formic/keys")?;
-    let epochs = list(ring["epochs"].clone());
-    let phase = |name: &str| epochs.iter().find(|epoch| epoch["phase"] == name);
-    let current = phase("current").ok_or("no current epoch")?;
-    let next = phase("next").ok_or_else(|| format!("no next epoch: {ring}"))?;
-    let waits = |epoch: &Value| !list(epoch["late"].clone()).is_empty();
-    so(!waits(current) && !waits(next), || format!("waiting for nodes: {ring}"))?;
-    current["epoch"].as_u64().ok_or_else(|| "no number".to_owned())
+    Ring::of(swarm.manager())?.settled()
 }
 
 /// SPIs that a host sends with now.
@@ -129,8 +122,8 @@ fn a_node_that_slept_through_rotations_is_right_again() {
     for _ in 0..3 {
         swarm.manager().formic(&["swarm", "rotate-keys", "--force"]).ok();
         epoch = wait_until("a rotation without it", ROTATION_DEADLINE, || {
-            let now = settled_epoch(&swarm)?;
-            so(now > epoch, || format!("still {now}")).map(|()| now)
+            let ring = Ring::of(swarm.manager())?;
+            so(ring.current > epoch && ring.next.is_some(), || format!("{ring:?}")).map(|()| ring.current)
         });
     }
     swarm.net.connect(2, true);
