@@ -14,8 +14,9 @@
 //! - `fork`: `--force-new-cluster`: one manager goes on alone.
 //! - `news`: what the managers make of what nodes say. `push`: what one node may know of the state. `book`: the signed records.
 //!
-//! Any manager takes any command and passes it on; the leader alone holds sessions, admits, signs certificates and
-//! plans. All that it plans by is the replicated state and its time since it began to lead.
+//! Any manager takes any command and passes it on, to the next leader when the present one is not reached; the leader
+//! alone holds sessions, admits, signs certificates and plans. All that it plans by is the replicated state and its time
+//! since it began to lead.
 //!
 //! Invariants: a command is durable at a majority before its proposer hears of it; readers see applied states only; a network's key
 //! goes only to nodes with a task on the network; a master goes nowhere.
