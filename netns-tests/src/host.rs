@@ -134,6 +134,17 @@ impl Host {
         process::run(command)
     }
 
+    /// Drops what comes in and fits, in nft's words, until [`Host::hear_again`].
+    pub fn drop_input(&self, fits: &str) {
+        let chain = "add table ip wall; add chain ip wall in { type filter hook input priority 0; }";
+        self.run(&["nft", &format!("{chain}; add rule ip wall in {fits} drop")]).ok();
+    }
+
+    /// Takes in everything again.
+    pub fn hear_again(&self) {
+        self.run(&["nft", "delete table ip wall"]).ok();
+    }
+
     /// Does something on a thread that is in this host's network namespace: what it binds stays there.
     pub fn in_network<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let pid = self.pid();

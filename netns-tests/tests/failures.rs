@@ -288,9 +288,7 @@ fn status_names_a_one_way_firewall() {
     let tasks = swarm.create_service("web", &["net"], 2);
     swarm.wait_all_ping(&tasks, 1);
     let (here, there) = (&tasks[0], &tasks[1]);
-    let rules = "add table ip wall; add chain ip wall in { type filter hook input priority 0; }; \
-                 add rule ip wall in udp dport 4500 drop";
-    swarm.host(here.host).run(&["nft", rules]).ok();
+    swarm.host(here.host).drop_input("udp dport 4500");
     let id = swarm.node_id(there.host);
     let _flow = Flow::start(here, there);
     let shown = wait_until("the verdict", Duration::from_secs(30), || {
@@ -301,7 +299,7 @@ fn status_names_a_one_way_firewall() {
     assert!(shown["verdict"].as_str().is_some_and(|text| text.contains(&address)), "names the peer: {shown}");
     let printed = swarm.host(here.host).formic(&["status"]).ok();
     assert!(printed.contains("one way") && printed.contains(&address), "{printed}");
-    swarm.host(here.host).run(&["nft", "delete table ip wall"]).ok();
+    swarm.host(here.host).hear_again();
     wait_until("traffic again", SETTLE, || pings(here, there.address(), 2));
 }
 

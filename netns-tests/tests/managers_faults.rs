@@ -257,9 +257,9 @@ fn a_follower_is_cut_off(swarm: &Swarm) -> bool {
 /// It hears the other follower, who hears the leader.
 fn a_follower_does_not_hear_the_leader(swarm: &Swarm) -> bool {
     let wall = |follower: usize, leader: usize| {
-        drop_input(swarm.host(follower), &format!("ip saddr {}", swarm.host(leader).address()));
+        swarm.host(follower).drop_input(&format!("ip saddr {}", swarm.host(leader).address()));
     };
-    let heal = |follower: usize| hear_again(swarm.host(follower));
+    let heal = |follower: usize| swarm.host(follower).hear_again();
     a_follower_is_away(swarm, "follower does not hear the leader", wall, heal)
 }
 
@@ -291,25 +291,14 @@ fn the_leader_is_deaf(swarm: &Swarm) -> bool {
     swarm.ask(others[0]);
     let traffic = traffic(swarm, &without(HOSTS, &[old]));
     let epoch = rotate(swarm);
-    drop_input(swarm.host(old), "iifname eth0");
+    swarm.host(old).drop_input("iifname eth0");
     let gap = until_taken(swarm, Instant::now(), "leader deaf");
     assert!(gap < CONTROL_GAP, "{gap:?}");
     let leads = led_by(swarm, &others);
-    hear_again(swarm.host(old));
+    swarm.host(old).hear_again();
     wait_all_back(swarm, epoch);
     traffic.stop_undisturbed("leader deaf");
     leads == led_by(swarm, &others)
-}
-
-fn drop_input(host: &Host, what: &str) {
-    let rules = format!(
-        "add table ip wall; add chain ip wall in {{ type filter hook input priority 0; }}; add rule ip wall in {what} drop"
-    );
-    host.run(&["nft", &rules]).ok();
-}
-
-fn hear_again(host: &Host) {
-    host.run(&["nft", "delete table ip wall"]).ok();
 }
 
 /// Those of a node that is down, also when the leader changes meanwhile.
