@@ -3,7 +3,7 @@
 //! - `node`, `change`: the handle that the API holds; how a membership begins and ends.
 //! - `membership`: what makes this host a node, on disk. `machine`: what this host is.
 //! - `runtime`: what runs while the host is a node.
-//! - `session`: carries messages from and to a manager.
+//! - `session`: carries messages from and to a manager. `seek`: to which one (pure).
 //! - `engine`, `effects`, `status`: one loop around the pure machines of this node.
 //! - `renewal`: keeps the node's certificate young.
 //! - `core`, `tasks`, `push`: pure: keys, gossip, records and tables; the tasks' lives; the parts of a push.
@@ -21,6 +21,7 @@ pub(crate) mod push;
 mod renewal;
 mod role;
 mod runtime;
+pub(crate) mod seek;
 mod session;
 mod spawn;
 mod status;

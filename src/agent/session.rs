@@ -3,6 +3,7 @@
 //! It only carries messages: what they mean is the engine's business.
 
 use super::membership::Membership;
+use super::seek::{MAX_PAUSE, Seek, silence};
 use crate::tls;
 use crate::tls::Session;
 use crate::types::{BootId, Queues};
@@ -13,16 +14,6 @@ use smol::future::FutureExt as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// Pause after the first failed attempt; doubles up to [`MAX_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Longest pause between attempts: a returned manager is found within it.
-const MAX_PAUSE: Duration = Duration::from_secs(2);
-/// Heartbeats without any word of the manager after which the session counts as broken: within them the node is at
-/// another manager, before the managers count it as silent.
-const MISSED_HEARTBEATS: u32 = 2;
-/// The same at least: with short heartbeats a busy host is no broken session.
-const MIN_SILENCE: Duration = Duration::from_secs(3);
 
 /// How often the interval is looked at anew: the managers may have shortened it, at least to this.
 const HEARTBEAT_CHECK: Duration = Duration::from_secs(1);
@@ -61,22 +52,19 @@ pub(super) struct SessionConfig {
 
 /// Runs until the engine has gone.
 pub(super) async fn run(config: SessionConfig, outgoing: Receiver<FromAgent>, events: Sender<SessionEvent>) {
-    let mut pause = FIRST_PAUSE;
-    let mut attempt = 0;
+    let mut seek = Seek::default();
     while !events.is_closed() {
         let managers = config.managers.lock().map(|managers| managers.clone()).unwrap_or_default();
-        let Some(&manager) = managers.get(attempt % managers.len().max(1)) else {
+        let Some(manager) = seek.next(&managers) else {
             smol::Timer::after(MAX_PAUSE).await;
             continue;
         };
-        attempt += 1;
         let (opened, reason) = one_session(&config, manager, &outgoing, &events).await;
         if events.send(SessionEvent::Down { reason }).await.is_err() {
             return;
         }
-        pause = if opened { FIRST_PAUSE } else { (pause * 2).min(MAX_PAUSE) };
         // A session may be wanted now.
-        let _ = within(pause, config.reset.recv()).await;
+        let _ = within(seek.pause(opened), config.reset.recv()).await;
     }
 }
 
@@ -122,7 +110,7 @@ async fn one_session(
     let (probe, probes) = smol::channel::bounded(1);
     let receive = async {
         loop {
-            match reader.read::<ToAgent>((heartbeat() * MISSED_HEARTBEATS).max(MIN_SILENCE)).await {
+            match reader.read::<ToAgent>(silence(heartbeat())).await {
                 Ok(ToAgent::Probe) => {
                     // Full: an answer is under way already.
                     let _ = probe.try_send(FromAgent::Heartbeat);
