@@ -29,7 +29,7 @@ pub(crate) fn window(state: &State) -> Duration {
 }
 
 /// How long a node may be silent that was or was not heard since the manager started.
-pub(crate) fn patience(state: &State, heard: bool) -> Duration {
+fn patience(state: &State, heard: bool) -> Duration {
     if heard { window(state) } else { window(state).max(RETURN_TIME) }
 }
 
@@ -40,6 +40,15 @@ pub(crate) struct Seen {
     pub(crate) open: bool,
     /// Nothing was heard of it within the manager's [`patience`].
     pub(crate) silent: bool,
+}
+
+impl Seen {
+    /// `silence`: since when nothing was heard of it, if anything was in this lead. Nobody is silent before the lead,
+    /// which has lasted for `lead`.
+    pub(crate) fn new(state: &State, open: bool, silence: Option<Duration>, lead: Duration) -> Seen {
+        let silent = silence.unwrap_or(lead).min(lead) > patience(state, silence.is_some());
+        Seen { open, silent }
+    }
 }
 
 /// A silent node is down; one with an open session is ready.

@@ -6,15 +6,15 @@ use super::news::{self, Seen};
 use super::{random, wall_clock};
 use crate::cluster::ring::{self, RingStep};
 use crate::cluster::{Command, State, schedule};
-use crate::types::{Key32, TaskId, Time};
+use crate::types::{Key32, NodeId, TaskId, Time, UnixTime};
 use smol::future::FutureExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Time between two looks when nothing happens.
-const TICK: Duration = Duration::from_secs(1);
+pub(crate) const TICK: Duration = Duration::from_secs(1);
 /// Time between two looks when much happens: changes in between are seen together.
-const GAP: Duration = Duration::from_millis(20);
+pub(crate) const GAP: Duration = Duration::from_millis(20);
 
 /// This manager's lead: its clock begins anew with each.
 struct Lead {
@@ -39,12 +39,8 @@ pub(super) async fn run(inner: Arc<Inner>) {
         };
         if let Some(lead) = &mut lead {
             let commands = inner.published.with(|state| {
-                let mut commands = liveness(&inner, state, lead.since);
-                commands.extend(schedule::plan(state, wall_clock(), &mut || TaskId::from_random(random())));
-                commands.extend(state.root_rotation_is_through(wall_clock()).then_some(Command::FinishRootRotation));
-                let steps = ring::plan(state, lead.clock.read(state, now()));
-                commands.extend(steps.into_iter().map(key_command));
-                commands
+                let seen = |node| see(&inner, state, node, lead.since);
+                plan(state, &mut lead.clock, (now(), wall_clock()), seen, &mut SystemDraw)
             });
             commit(&inner, commands).await;
         }
@@ -72,23 +68,49 @@ async fn commit(inner: &Inner, commands: Vec<Command>) {
     }
 }
 
-fn key_command(step: RingStep) -> Command {
-    match step {
-        RingStep::DrawNext => Command::DrawNext { master: Key32::new(random()) },
-        RingStep::Activate(epoch) => Command::Activate { epoch },
-        RingStep::Retire(epoch) => Command::Retire { epoch },
+/// Ids and keys of what is planned.
+pub(crate) trait Draw {
+    /// The id of a new task.
+    fn task_id(&mut self) -> TaskId;
+    /// The master of a new epoch.
+    fn master(&mut self) -> Key32;
+}
+
+struct SystemDraw;
+
+impl Draw for SystemDraw {
+    fn task_id(&mut self) -> TaskId {
+        TaskId::from_random(random())
+    }
+
+    fn master(&mut self) -> Key32 {
+        Key32::new(random())
     }
 }
 
-/// Nobody is silent before the lead began.
-fn liveness(inner: &Inner, state: &State, lead_since: Instant) -> Vec<Command> {
+/// What to propose now, in order (pure). `clock` is of this lead, `seen` how nodes look from here.
+pub(crate) fn plan(
+    state: &State,
+    clock: &mut ring::Clock,
+    (now, wall): (Time, UnixTime),
+    seen: impl Fn(NodeId) -> Seen,
+    draw: &mut dyn Draw,
+) -> Vec<Command> {
+    let mut commands = news::liveness(state, seen);
+    commands.extend(schedule::plan(state, wall, &mut || draw.task_id()));
+    commands.extend(state.root_rotation_is_through(wall).then_some(Command::FinishRootRotation));
+    let steps = ring::plan(state, clock.read(state, now));
+    commands.extend(steps.into_iter().map(|step| match step {
+        RingStep::DrawNext => Command::DrawNext { master: draw.master() },
+        RingStep::Activate(epoch) => Command::Activate { epoch },
+        RingStep::Retire(epoch) => Command::Retire { epoch },
+    }));
+    commands
+}
+
+fn see(inner: &Inner, state: &State, node: NodeId, lead_since: Instant) -> Seen {
     let now = Instant::now();
-    news::liveness(state, |node| {
-        let heard = inner.sessions.heard(node);
-        let last = heard.last.unwrap_or(lead_since).max(lead_since);
-        Seen {
-            open: heard.open,
-            silent: now.saturating_duration_since(last) > news::patience(state, heard.last.is_some()),
-        }
-    })
+    let heard = inner.sessions.heard(node);
+    let silence = heard.last.map(|last| now.saturating_duration_since(last));
+    Seen::new(state, heard.open, silence, now.saturating_duration_since(lead_since))
 }
