@@ -79,7 +79,7 @@ impl State {
             Command::SetReady { node, boot, epoch } => self.set_ready(*node, *boot, *epoch),
             Command::SetSending { node, boot, epoch } => self.set_sending(*node, *boot, *epoch),
             Command::DrawNext { master } => self.draw_next(master, at),
-            Command::Activate { epoch } => self.activate(*epoch, at),
+            Command::Activate { epoch, late } => self.activate(*epoch, *late, at),
             Command::Retire { epoch } => self.retire(*epoch),
             Command::RequestRotation { force } => self.request_rotation(*force, at),
             Command::RequestEarlyRotation { node } => self.request_early_rotation(*node, at),

@@ -146,10 +146,13 @@ pub enum Command {
         #[serde(with = "carried_key")]
         master: Key32,
     },
-    /// Makes the next epoch current.
+    /// Makes the next epoch current. Refused while a participant is not ready: one may have begun a new boot, or a
+    /// former leader's command be committed late, after it was planned.
     Activate {
         /// It.
         epoch: Epoch,
+        /// The deadline has passed: whoever is not ready is late.
+        late: bool,
     },
     /// Erases the previous epoch.
     Retire {

@@ -59,9 +59,12 @@ impl State {
     }
 
     /// The next epoch becomes current, the current one previous, the previous one is erased.
-    pub(super) fn activate(&mut self, epoch: Epoch, at: UnixTime) -> Outcome {
-        if self.ring.phase(EpochPhase::Next).is_none_or(|next| next.epoch != epoch) {
+    pub(super) fn activate(&mut self, epoch: Epoch, late: bool, at: UnixTime) -> Outcome {
+        let Some(next) = self.ring.phase(EpochPhase::Next).filter(|next| next.epoch == epoch) else {
             return Err(Refusal::Conflict(format!("epoch {epoch} is not the next one")));
+        };
+        if !late && !ring::not_ready(self, next).is_empty() {
+            return Err(Refusal::NotNow(format!("not all nodes are ready for epoch {epoch}")));
         }
         let erased = self.ring.erase(EpochPhase::Previous);
         for epoch in &mut self.ring.epochs {

@@ -92,8 +92,10 @@ impl Clock {
 pub enum RingStep {
     /// Draw a master and hand out the next epoch.
     DrawNext,
-    /// Make the next epoch current.
+    /// Make the next epoch current: all are ready for it.
     Activate(Epoch),
+    /// The same without those that are not ready: the deadline has passed.
+    ActivateLate(Epoch),
     /// Erase the previous epoch.
     Retire(Epoch),
 }
@@ -103,8 +105,11 @@ pub fn plan(state: &State, clock: RingClock) -> Vec<RingStep> {
     let mut steps = Vec::new();
     match state.ring.phase(EpochPhase::Next) {
         None => steps.push(RingStep::DrawNext),
-        Some(next) if activates(state, next, clock) => return vec![RingStep::Activate(next.epoch)],
-        Some(_) => {}
+        Some(next) => {
+            if let Some(step) = activation(state, next, clock) {
+                return vec![step];
+            }
+        }
     }
     if let Some(previous) = state.ring.phase(EpochPhase::Previous).filter(|_| retires(state, clock)) {
         steps.push(RingStep::Retire(previous.epoch));
@@ -112,7 +117,7 @@ pub fn plan(state: &State, clock: RingClock) -> Vec<RingStep> {
     steps
 }
 
-fn activates(state: &State, next: &EpochState, clock: RingClock) -> bool {
+fn activation(state: &State, next: &EpochState, clock: RingClock) -> Option<RingStep> {
     let interval = u64::from(state.cluster.spec.key_rotation_secs);
     let by_age = clock.age_secs >= interval;
     let age_deadline = clock.age_secs >= interval.saturating_add(u64::from(DEADLINE_SECS));
@@ -124,7 +129,14 @@ fn activates(state: &State, next: &EpochState, clock: RingClock) -> bool {
             (true, passed || (age_deadline && request.deadline_secs == DEADLINE_SECS))
         }
     };
-    due && (late || waits_for(state, next, &next.ready).is_empty())
+    let ready = not_ready(state, next).is_empty();
+    let step = if ready { RingStep::Activate(next.epoch) } else { RingStep::ActivateLate(next.epoch) };
+    (due && (late || ready)).then_some(step)
+}
+
+/// The participants that are not ready for the next epoch.
+pub(super) fn not_ready(state: &State, next: &EpochState) -> Vec<NodeId> {
+    waits_for(state, next, &next.ready)
 }
 
 fn retires(state: &State, clock: RingClock) -> bool {
@@ -160,7 +172,7 @@ pub fn late(state: &State) -> Vec<(NodeId, String)> {
     }
     if let Some(next) = state.ring.phase(EpochPhase::Next) {
         let text = format!("is not ready for epoch {} yet", next.epoch);
-        late.extend(waits_for(state, next, &next.ready).into_iter().map(|id| (id, text.clone())));
+        late.extend(not_ready(state, next).into_iter().map(|id| (id, text.clone())));
     }
     late
 }

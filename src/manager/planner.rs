@@ -102,7 +102,8 @@ pub(crate) fn plan(
     let steps = ring::plan(state, clock.read(state, now));
     commands.extend(steps.into_iter().map(|step| match step {
         RingStep::DrawNext => Command::DrawNext { master: draw.master() },
-        RingStep::Activate(epoch) => Command::Activate { epoch },
+        RingStep::Activate(epoch) => Command::Activate { epoch, late: false },
+        RingStep::ActivateLate(epoch) => Command::Activate { epoch, late: true },
         RingStep::Retire(epoch) => Command::Retire { epoch },
     }));
     commands

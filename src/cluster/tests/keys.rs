@@ -12,7 +12,7 @@ fn at(age_secs: u64, request_secs: u64) -> RingClock {
 pub(super) fn apply(swarm: &mut Swarm, step: RingStep) {
     swarm.ok(match step {
         RingStep::DrawNext => Command::DrawNext { master: key(77) },
-        RingStep::Activate(epoch) => Command::Activate { epoch },
+        RingStep::Activate(epoch) | RingStep::ActivateLate(epoch) => Command::Activate { epoch, late: true },
         RingStep::Retire(epoch) => Command::Retire { epoch },
     });
 }
@@ -60,7 +60,7 @@ fn activation_waits_for_participants_until_the_deadline() {
     swarm.ok(add_node(3, Role::Worker));
     swarm.ok(open_session(3, 3));
     assert_eq!(ring::plan(&swarm.state, at(INTERVAL + 599, 0)), []);
-    assert_eq!(ring::plan(&swarm.state, at(INTERVAL + 600, 0)), [RingStep::Activate(Epoch(3))]);
+    assert_eq!(ring::plan(&swarm.state, at(INTERVAL + 600, 0)), [RingStep::ActivateLate(Epoch(3))]);
     swarm.ok(ready(1, 3));
     assert_eq!(ring::plan(&swarm.state, at(INTERVAL, 0)), []);
     assert!(ring::late(&swarm.state).contains(&(node(2), "is not ready for epoch 3 yet".into())));
@@ -74,8 +74,13 @@ fn a_removed_participant_does_not_hold_up_and_a_restarted_one_is_waited_for_agai
     let mut swarm = rotated();
     swarm.ok(ready(1, 3));
     swarm.ok(ready(2, 3));
+    let planned = ring::plan(&swarm.state, at(INTERVAL, 0));
+    assert_eq!(planned, [RingStep::Activate(Epoch(3))]);
     swarm.ok(open_session(2, 20));
     assert_eq!(ring::plan(&swarm.state, at(INTERVAL, 0)), []);
+    // What was planned before may be committed after.
+    let refused = swarm.refused(Command::Activate { epoch: Epoch(3), late: false });
+    assert_eq!(refused, "not all nodes are ready for epoch 3");
     swarm.ok(Command::RemoveNode { node: node(2), force: true, master: key(60) });
     swarm.ok(ready(1, 4));
     assert_eq!(ring::plan(&swarm.state, at(0, 0)), [RingStep::Activate(Epoch(4))]);
@@ -86,7 +91,7 @@ fn previous_is_kept_until_all_participants_send_and_goes_with_the_next_activatio
     let mut swarm = rotated();
     swarm.ok(ready(1, 3));
     swarm.ok(ready(2, 3));
-    assert_eq!(swarm.ok(Command::Activate { epoch: Epoch(3) }), [], "no previous one to erase");
+    assert_eq!(swarm.ok(Command::Activate { epoch: Epoch(3), late: true }), [], "no previous one to erase");
     assert_eq!(epochs(&swarm), [(2, EpochPhase::Previous), (3, EpochPhase::Current)]);
     apply(&mut swarm, RingStep::DrawNext);
     swarm.ok(sending(1, 3));
@@ -96,8 +101,8 @@ fn previous_is_kept_until_all_participants_send_and_goes_with_the_next_activatio
     assert_eq!(ring::plan(&swarm.state, at(599, 0)), []);
     assert_eq!(ring::plan(&swarm.state, at(600, 0)), [RingStep::Retire(Epoch(2))]);
     swarm.ok(set_state(2, NodeState::Down));
-    assert_eq!(ring::plan(&swarm.state, at(INTERVAL + 600, 0)), [RingStep::Activate(Epoch(4))]);
-    assert_eq!(swarm.ok(Command::Activate { epoch: Epoch(4) }), [Effect::Compact], "epoch 2 goes");
+    assert_eq!(ring::plan(&swarm.state, at(INTERVAL + 600, 0)), [RingStep::ActivateLate(Epoch(4))]);
+    assert_eq!(swarm.ok(Command::Activate { epoch: Epoch(4), late: true }), [Effect::Compact], "epoch 2 goes");
     assert_eq!(epochs(&swarm), [(3, EpochPhase::Previous), (4, EpochPhase::Current)]);
 }
 
@@ -119,7 +124,7 @@ fn an_operators_rotation_waits_for_those_who_might_lose_packets() {
     swarm.ok(sending(2, 2));
     swarm.ok(request(false));
     assert_eq!(ring::plan(&swarm.state, at(3, 599)), [], "not ready yet");
-    assert_eq!(ring::plan(&swarm.state, at(3, 600)), [RingStep::Activate(Epoch(3))]);
+    assert_eq!(ring::plan(&swarm.state, at(3, 600)), [RingStep::ActivateLate(Epoch(3))]);
     swarm.ok(ready(1, 3));
     swarm.ok(ready(2, 3));
     assert_eq!(ring::plan(&swarm.state, at(3, 0)), [RingStep::Activate(Epoch(3))]);
@@ -162,7 +167,7 @@ fn a_removal_rotates_within_30_s_and_erases_the_old_key_30_s_later() {
     swarm.ok(Command::RemoveNode { node: node(2), force: true, master: key(60) });
     // Also when the ordinary deadline is long past: the fresh masters have to be handed out first.
     assert_eq!(ring::plan(&swarm.state, at(INTERVAL + 9000, 29)), []);
-    assert_eq!(ring::plan(&swarm.state, at(10, 30)), [RingStep::Activate(Epoch(4))]);
+    assert_eq!(ring::plan(&swarm.state, at(10, 30)), [RingStep::ActivateLate(Epoch(4))]);
     apply(&mut swarm, RingStep::Activate(Epoch(4)));
     apply(&mut swarm, RingStep::DrawNext);
     swarm.ok(sending(1, 4));
@@ -175,10 +180,10 @@ fn a_removal_rotates_within_30_s_and_erases_the_old_key_30_s_later() {
 fn steps_out_of_order_are_refused() {
     let mut swarm = Swarm::new();
     assert_eq!(swarm.refused(Command::DrawNext { master: key(1) }), "epoch 2 is handed out already");
-    assert_eq!(swarm.refused(Command::Activate { epoch: Epoch(1) }), "epoch 1 is not the next one");
+    assert_eq!(swarm.refused(Command::Activate { epoch: Epoch(1), late: true }), "epoch 1 is not the next one");
     assert_eq!(swarm.refused(Command::Retire { epoch: Epoch(1) }), "epoch 1 is not the previous one");
     apply(&mut swarm, RingStep::Activate(Epoch(2)));
-    assert_eq!(swarm.refused(Command::Activate { epoch: Epoch(3) }), "epoch 3 is not the next one");
+    assert_eq!(swarm.refused(Command::Activate { epoch: Epoch(3), late: true }), "epoch 3 is not the next one");
     assert_eq!(swarm.refused(Command::Retire { epoch: Epoch(2) }), "epoch 2 is not the previous one");
 }
 
@@ -226,7 +231,7 @@ impl Leader {
             swarm.pass(step);
             for step in ring::plan(&swarm.state, self.clock.read(&swarm.state, self.monotonic)) {
                 apply(swarm, step);
-                if let RingStep::Activate(epoch) = step {
+                if let RingStep::Activate(epoch) | RingStep::ActivateLate(epoch) = step {
                     activated.push(epoch.0);
                 }
             }

@@ -50,7 +50,7 @@ fn a_boot_keeps_its_number_of_queues() {
 #[test]
 fn a_new_boot_starts_without_publics_and_progress() {
     let mut swarm = Swarm::with_workers(2);
-    swarm.ok(Command::Activate { epoch: Epoch(2) });
+    swarm.ok(Command::Activate { epoch: Epoch(2), late: true });
     swarm.ok(Command::DrawNext { master: key(9) });
     let told =
         |epoch, boot_number, public| Command::SetPublic { node: node(1), boot: boot(boot_number), epoch, public };
@@ -81,7 +81,7 @@ fn a_new_boot_starts_without_publics_and_progress() {
 #[test]
 fn the_late_word_of_a_former_boot_is_not_counted_for_the_new_one() {
     let mut swarm = Swarm::with_workers(2);
-    swarm.ok(Command::Activate { epoch: Epoch(2) });
+    swarm.ok(Command::Activate { epoch: Epoch(2), late: true });
     swarm.ok(Command::DrawNext { master: key(9) });
     swarm.ok(create_network(1, None));
     swarm.ok(create_service(1, &[1], 2));
@@ -112,7 +112,7 @@ fn an_epochs_publics_leave_the_record_with_it() {
     let told = |epoch| Command::SetPublic { node: node(1), boot: boot(1), epoch, public: public(1) };
     swarm.ok(told(Epoch(1)));
     swarm.ok(told(Epoch(2)));
-    swarm.ok(Command::Activate { epoch: Epoch(2) });
+    swarm.ok(Command::Activate { epoch: Epoch(2), late: true });
     assert_eq!(swarm.state.nodes[&node(1)].publics.len(), 2);
     assert_eq!(swarm.ok(Command::Retire { epoch: Epoch(1) }), [Effect::Compact]);
     assert_eq!(swarm.state.nodes[&node(1)].publics.len(), 1);
@@ -200,14 +200,14 @@ fn removal_throws_next_away_and_shuts_the_node_out() {
     assert_eq!(swarm.live(service(1)).len(), 3);
     // Epoch 2 is never used again, also by a second removal.
     swarm.ok(remove(2, true));
-    swarm.ok(Command::Activate { epoch: Epoch(4) });
+    swarm.ok(Command::Activate { epoch: Epoch(4), late: true });
     assert_eq!(swarm.state.ring.keep_previous_secs, 30);
     swarm.ok(Command::Retire { epoch: Epoch(1) });
     swarm.ok(Command::DrawNext { master: key(41) });
     assert_eq!(swarm.state.ring.phase(EpochPhase::Next).unwrap().epoch, Epoch(5));
     // The notes go when the certificates have expired.
     swarm.pass(91 * 86_400);
-    swarm.ok(Command::Activate { epoch: Epoch(5) });
+    swarm.ok(Command::Activate { epoch: Epoch(5), late: true });
     assert!(swarm.state.gone.is_empty());
 }
 

@@ -129,7 +129,7 @@ impl Walk {
             1 => Command::PlaceTask { id, node: node(u64::from(c % 4)) },
             2 => Command::SetPending { id, reason: "nonsense".into() },
             3 => Command::ShutDownTask { id, remove: c.is_multiple_of(2) },
-            4 => Command::Activate { epoch },
+            4 => Command::Activate { epoch, late: true },
             5 => Command::Retire { epoch },
             6 => Command::DrawNext { master: key(c) },
             _ => Command::UpdateCluster {

@@ -29,7 +29,7 @@ fn turn_ring(swarm: &mut Swarm) {
         swarm.ok(Command::DrawNext { master: key(77) });
     }
     let next = swarm.state.ring.phase(EpochPhase::Next).unwrap().epoch;
-    swarm.ok(Command::Activate { epoch: next });
+    swarm.ok(Command::Activate { epoch: next, late: true });
 }
 
 #[test]

@@ -265,7 +265,7 @@ fn records_follow_the_life_of_a_task() {
         assert!(told(&state));
         let mut apply = |command| state.apply(&Entry { at: wall_clock(), command }).0.unwrap();
         let (current, next) = (tombstone.version().epoch, tombstone.version().epoch.next());
-        apply(Command::Activate { epoch: next });
+        apply(Command::Activate { epoch: next, late: true });
         apply(Command::Retire { epoch: current });
         assert!(state.freed.is_empty(), "its epoch is retired");
     });
@@ -295,7 +295,7 @@ fn records_come_once_and_again_when_attested_anew() {
             .await;
         assert!(agent.verified().iter().all(|record| record.version().epoch == current));
         agent.records.clear();
-        swarm.manager.propose(Command::Activate { epoch: next }).await.unwrap();
+        swarm.manager.propose(Command::Activate { epoch: next, late: true }).await.unwrap();
         agent.until("attested anew", |agent| last(&agent.verified(), &own).is_some()).await;
         let records = agent.verified();
         assert!(records.iter().all(|record| record.version().epoch == next));

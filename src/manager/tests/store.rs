@@ -111,7 +111,7 @@ fn a_retired_master_cannot_be_read_again() {
             (current.epoch, *current.master.expose())
         });
         let next = manager.with_state(|state| state.ring.phase(EpochPhase::Next).unwrap().epoch);
-        manager.propose(Command::Activate { epoch: next }).await.unwrap();
+        manager.propose(Command::Activate { epoch: next, late: true }).await.unwrap();
         // Readable as long as it is needed: the scan below can find something.
         let store = scratch.path().join(STORE_FILE);
         let before = testing::plain_records(scratch.path(), &std::fs::read(&store).unwrap());
@@ -234,7 +234,7 @@ fn child_that_is_killed() {
             });
             let step = match (previous, next) {
                 (Some(epoch), _) => Command::Retire { epoch },
-                (None, Some(epoch)) => Command::Activate { epoch },
+                (None, Some(epoch)) => Command::Activate { epoch, late: true },
                 (None, None) => Command::DrawNext { master: crate::types::Key32::new(random()) },
             };
             // The planner may have been faster.
