@@ -80,7 +80,6 @@ mod offloads;
 mod outbound;
 mod probe;
 mod sending;
-#[cfg(test)]
 pub(crate) mod simulated;
 mod socket;
 mod stats;

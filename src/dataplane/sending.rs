@@ -155,7 +155,6 @@ impl SendBatch {
     }
 
     /// The datagrams that were not sent yet, one by one.
-    #[cfg(test)]
     pub(super) fn drain(&mut self) -> Vec<(PeerIndex, Vec<u8>)> {
         let mut datagrams = Vec::new();
         for train in std::mem::take(&mut self.trains) {

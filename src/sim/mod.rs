@@ -7,8 +7,7 @@
 
 pub mod gossip;
 pub mod network;
-#[cfg(test)]
-mod swarm;
+pub mod swarm;
 
 #[cfg(test)]
 mod tests;

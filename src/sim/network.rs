@@ -95,6 +95,11 @@ impl Network {
         self.blocked.insert((from, to));
     }
 
+    /// Ends all blocks.
+    pub fn unblock_all(&mut self) {
+        self.blocked.clear();
+    }
+
     /// Ends a block.
     pub fn unblock(&mut self, from: IpAddr, to: IpAddr) {
         self.blocked.remove(&(from, to));
@@ -131,7 +136,8 @@ impl Network {
         None
     }
 
-    fn is_open(&self, from: IpAddr, to: IpAddr) -> bool {
+    /// Whether what is sent now from one host to another is not cut off.
+    pub fn is_open(&self, from: IpAddr, to: IpAddr) -> bool {
         self.groups.get(&from) == self.groups.get(&to) && !self.blocked.contains(&(from, to))
     }
 }

@@ -32,7 +32,7 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Managers asked in a row when each names another leader.
-const LEADER_STEPS: usize = 4;
+pub(crate) const LEADER_STEPS: usize = 4;
 
 /// Why a request to a manager failed. The texts are one line that says what to do.
 #[derive(Debug, thiserror::Error)]

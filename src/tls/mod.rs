@@ -13,6 +13,7 @@ mod config;
 mod identity;
 mod stream;
 
+pub(crate) use client::LEADER_STEPS;
 pub use client::{
     ConnectError, Session, Writer, fetch_state, forward, join, leave, open_consensus, open_session, read_index, renew,
 };

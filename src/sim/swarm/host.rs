@@ -1,6 +1,7 @@
 //! A host: the production's core, task table and data plane, put together as the agent's engine does it. Its helper
 //! is simulated: containers are ends of devices.
 
+use super::Planted;
 use crate::agent::core::Core;
 use crate::agent::push::Collector;
 use crate::agent::tasks::{Step, TaskTable};
@@ -9,8 +10,8 @@ use crate::dataplane::{DataCommand, DataEvent};
 use crate::esp::SaIdentity;
 use crate::gossip::Transmit;
 use crate::keys::KeysConfig;
-use crate::types::{EndpointKey, Key32, NetworkId, NodeId, TaskId, Time, UnixTime};
-use crate::wire::control::{FromAgent, ToAgent};
+use crate::types::{EndpointKey, Epoch, EpochPhase, Key32, NetworkId, NodeId, TaskId, Time, UnixTime};
+use crate::wire::control::{FromAgent, RingView, ToAgent};
 use rand::Rng;
 use rand::rngs::StdRng;
 use std::collections::BTreeMap;
@@ -56,10 +57,18 @@ pub(super) struct Host {
     pub(super) removed: bool,
     collector: Collector,
     rng: StdRng,
+    /// How far its wall clock is off.
+    wall_off_secs: i64,
+    planted: Planted,
 }
 
 impl Host {
-    pub(super) fn new(config: KeysConfig, now: Time, mut rng: StdRng) -> Host {
+    pub(super) fn new(
+        config: KeysConfig,
+        (now, wall_off_secs): (Time, i64),
+        mut rng: StdRng,
+        planted: Planted,
+    ) -> Host {
         let mut seed = [0; 32];
         rng.fill_bytes(&mut seed);
         Host {
@@ -72,6 +81,8 @@ impl Host {
             removed: false,
             collector: Collector::default(),
             rng,
+            wall_off_secs,
+            planted,
         }
     }
 
@@ -86,10 +97,13 @@ impl Host {
     pub(super) fn message(&mut self, message: ToAgent, now: Time) {
         if let ToAgent::Removed = message {
             self.removed = true;
-            self.tasks.want(&BTreeMap::new(), unix(now));
+            self.tasks.want(&BTreeMap::new(), self.wall(now));
             return;
         }
-        let Some(push) = self.collector.take(message).expect("a push within its bound") else { return };
+        let Some(mut push) = self.collector.take(message).expect("a push within its bound") else { return };
+        if self.planted == Planted::RingAsDifference {
+            push.ring = push.ring.filter(|ring| self.is_one_step(ring));
+        }
         let (rng, secrets) = (&mut self.rng, &mut self.secrets);
         let mut draw = || {
             let mut bytes = [0; 32];
@@ -98,13 +112,13 @@ impl Host {
             Key32::new(bytes)
         };
         if let Some(tasks) = self.core.apply(push, &mut draw, now).filter(|_| !self.removed) {
-            self.tasks.want(&tasks, unix(now));
+            self.tasks.want(&tasks, self.wall(now));
         }
     }
 
     /// The helper has done something.
     pub(super) fn work_done(&mut self, work: Work, now: Time) {
-        let unix = unix(now);
+        let unix = self.wall(now);
         match work {
             Work::Created(id) => {
                 self.make_devices(id);
@@ -176,6 +190,17 @@ impl Host {
         }
     }
 
+    fn wall(&self, now: Time) -> UnixTime {
+        super::node::wall(now, self.wall_off_secs)
+    }
+
+    /// The planted fault: whether a ring follows the one that is held, or is the first.
+    fn is_one_step(&self, ring: &RingView) -> bool {
+        let held: Vec<Epoch> = self.core.keys.epochs().into_iter().map(|(epoch, _)| epoch).collect();
+        let of = |phase| ring.epochs.iter().find(|view| view.phase == phase).map(|view| view.epoch);
+        held.is_empty() || of(EpochPhase::Current).is_some_and(|current| held.contains(&current))
+    }
+
     /// Whether anything of another node is still in use here.
     pub(super) fn uses(&self, node: NodeId) -> bool {
         let with = |identity: &SaIdentity| identity.src == node || identity.dst == node;
@@ -190,8 +215,4 @@ impl Host {
         let epochs = self.core.keys.epochs();
         epochs.iter().any(|(epoch, _)| self.core.keys.network_key(*epoch, network).is_some())
     }
-}
-
-fn unix(now: Time) -> UnixTime {
-    UnixTime(now.0 / 1_000_000)
 }

@@ -1,22 +1,23 @@
-//! The sessions between nodes and the manager: reliable and in order while they last, but breakable at any moment.
-//! The node's end behaves as the agent's session: it beats, misses the manager's word, tries again.
+//! The sessions between nodes and the leader: reliable and in order while they last, but breakable at any moment. The
+//! node's end behaves as the agent's session: it asks one manager after the other, follows to the leader, beats, misses
+//! the manager's word, tries again.
 
 use super::host::Wanted;
+use super::leading::Hello;
+use super::manager::Said;
 use super::{Swarm, queues_of};
-use crate::types::{BootId, Time};
+use crate::agent::seek::{MAX_PAUSE, Seek, silence};
+use crate::tls::LEADER_STEPS;
+use crate::types::{BootId, NodeId, Time};
 use crate::wire::control::{FromAgent, ToAgent};
 use crate::wire::frame;
 use rand::RngExt;
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::time::Duration;
 
-/// The first and the longest pause between two attempts, as the agent's.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const MAX_PAUSE: Duration = Duration::from_secs(2);
-/// How long an attempt may take.
+/// How long an attempt may take: a broken connection is found sooner than by the production's patience.
 const ATTEMPT: Duration = Duration::from_secs(2);
-/// Heartbeats without any word after which a session counts as broken.
-const MISSED_HEARTBEATS: u32 = 3;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -28,11 +29,15 @@ enum Phase {
 /// A node's end of its session.
 pub(super) struct Link {
     phase: Phase,
+    seek: Seek,
+    /// The node whose manager is asked, or has the session.
+    target: usize,
+    /// Managers asked in a row, each named by the one before.
+    steps: usize,
     /// When to try, to give up an attempt, or to beat.
     at: Time,
-    pause: Duration,
     heard: Time,
-    /// Nothing passes between the node and the manager.
+    /// Nothing passes between the node and any manager.
     pub(super) cut: bool,
     /// Sessions up to this one have lost something: nothing of them comes through any more.
     dead: u64,
@@ -51,6 +56,9 @@ enum Up {
 enum Down {
     Opened,
     Refused,
+    /// Another manager leads.
+    NotLeader(Option<SocketAddr>),
+    Closed,
     Frame(Vec<u8>),
 }
 
@@ -58,8 +66,10 @@ impl Link {
     pub(super) fn new(now: Time) -> Link {
         Link {
             phase: Phase::Idle,
+            seek: Seek::default(),
+            target: 0,
+            steps: 0,
             at: now,
-            pause: FIRST_PAUSE,
             heard: now,
             cut: false,
             dead: 0,
@@ -77,7 +87,7 @@ impl Link {
     /// What is under way is lost, and nothing comes after it in any session up to this number: each end finds out by
     /// itself.
     pub(super) fn break_silently(&mut self, sessions: u64) {
-        self.dead = sessions;
+        self.dead = self.dead.max(sessions);
         self.to_manager.clear();
         self.to_node.clear();
     }
@@ -85,8 +95,7 @@ impl Link {
     /// The node's end is told that the session is over.
     fn down(&mut self, now: Time) {
         let opened = matches!(self.phase, Phase::Open(_));
-        self.pause = if opened { FIRST_PAUSE } else { (self.pause * 2).min(MAX_PAUSE) };
-        (self.phase, self.at, self.since) = (Phase::Idle, now + self.pause, None);
+        (self.phase, self.at, self.since) = (Phase::Idle, now + self.seek.pause(opened), None);
     }
 
     fn next_time(&self) -> Time {
@@ -98,18 +107,24 @@ impl Link {
     pub(super) fn is_open(&self) -> bool {
         matches!(self.phase, Phase::Open(_))
     }
+
+    fn session(&self) -> Option<u64> {
+        match self.phase {
+            Phase::Idle => None,
+            Phase::Opening(session) | Phase::Open(session) => Some(session),
+        }
+    }
 }
 
 impl Swarm {
-    /// Since when a node has had a session that works, both ways.
+    /// Since when a node has had a session that works, both ways, with the manager that leads.
     pub(super) fn in_touch_since(&self, number: usize) -> Option<Time> {
-        let node = &self.nodes[number];
-        match node.link.phase {
-            Phase::Open(session) if self.passes(number, session) && self.manager.has_session(node.id, session) => {
-                node.link.since
-            }
-            _ => None,
-        }
+        let (node, leader) = (&self.nodes[number], self.leader?);
+        let Phase::Open(session) = node.link.phase else { return None };
+        let leading = self.nodes[leader.number].manager.as_ref()?.leading.as_ref()?;
+        let works =
+            node.link.target == leader.number && self.passes(number, session) && leading.has_session(node.id, session);
+        node.link.since.filter(|_| works)
     }
 
     pub(super) fn next_link_time(&self) -> Option<Time> {
@@ -117,46 +132,63 @@ impl Swarm {
         running.map(|node| node.link.next_time()).min()
     }
 
+    /// Cuts a node from the managers, or mends that.
+    pub(super) fn cut_session(&mut self, number: usize, cut: bool) {
+        let link = &mut self.nodes[number].link;
+        link.cut = cut;
+        link.break_silently(self.sessions);
+    }
+
     /// What is due on the sessions.
     pub(super) fn turn_links(&mut self) {
         for number in 0..self.nodes.len() {
-            if self.nodes[number].host.is_none() {
-                continue;
-            }
             while let Some((session, up)) = pop_due(&mut self.nodes[number].link.to_manager, self.now) {
                 self.arrive_at_manager(number, session, up);
             }
             while let Some((session, down)) = pop_due(&mut self.nodes[number].link.to_node, self.now) {
                 self.arrive_at_node(number, session, down);
             }
-            if self.nodes[number].link.at <= self.now {
+            if self.nodes[number].host.is_some() && self.nodes[number].link.at <= self.now {
                 self.link_timer(number);
             }
         }
     }
 
     fn heartbeat(&self) -> Duration {
-        Duration::from_secs(self.manager.state.cluster.spec.heartbeat_secs.into())
+        Duration::from_secs(self.state().cluster.spec.heartbeat_secs.into())
     }
 
     fn link_timer(&mut self, number: usize) {
         let (now, beat) = (self.now, self.heartbeat());
-        let link = &mut self.nodes[number].link;
+        let node = &mut self.nodes[number];
+        let link = &mut node.link;
         match link.phase {
-            Phase::Idle => {
-                self.sessions += 1;
-                let session = self.sessions;
-                (link.phase, link.at) = (Phase::Opening(session), now + ATTEMPT);
-                let boot = self.nodes[number].boot;
-                self.send_up(number, session, Up::Open(boot));
-            }
+            Phase::Idle => match link.seek.next(&node.known) {
+                Some(manager) => {
+                    link.steps = 0;
+                    self.attempt(number, manager);
+                }
+                None => link.at = now + MAX_PAUSE,
+            },
             Phase::Opening(_) => link.down(now),
-            Phase::Open(_) if now.since(link.heard) >= beat * MISSED_HEARTBEATS => link.down(now),
+            Phase::Open(_) if now.since(link.heard) >= silence(beat) => link.down(now),
             Phase::Open(session) => {
                 link.at = now + beat;
                 self.send_up(number, session, Up::Message(FromAgent::Heartbeat));
             }
         }
+    }
+
+    /// Asks the manager there for a session.
+    fn attempt(&mut self, number: usize, manager: SocketAddr) {
+        self.sessions += 1;
+        let (session, now) = (self.sessions, self.now);
+        let target = self.number_at(manager).unwrap_or(number);
+        let link = &mut self.nodes[number].link;
+        link.steps += 1;
+        (link.phase, link.target, link.at) = (Phase::Opening(session), target, now + ATTEMPT);
+        let boot = self.nodes[number].boot;
+        self.send_up(number, session, Up::Open(boot));
     }
 
     /// The node says something, if it has a session.
@@ -176,20 +208,29 @@ impl Swarm {
 
     fn passes(&self, number: usize, session: u64) -> bool {
         let link = &self.nodes[number].link;
-        self.manager.up && !link.cut && session > link.dead
+        let manager = self.nodes[link.target].manager.is_some();
+        manager && !link.cut && session > link.dead && self.is_connected(number, link.target)
     }
 
     fn send_up(&mut self, number: usize, session: u64, up: Up) {
         if self.passes(number, session) {
             let at = self.arrival(self.nodes[number].link.to_manager.back().map(|(_, at, _)| *at));
             self.nodes[number].link.to_manager.push_back((session, at, up));
+        } else {
+            // What is lost on a stream breaks it.
+            self.nodes[number].link.break_silently(session);
         }
     }
 
     fn send_down(&mut self, number: usize, session: u64, down: Down) {
+        if self.nodes[number].link.session() != Some(session) {
+            return;
+        }
         if self.passes(number, session) {
             let at = self.arrival(self.nodes[number].link.to_node.back().map(|(_, at, _)| *at));
             self.nodes[number].link.to_node.push_back((session, at, down));
+        } else {
+            self.nodes[number].link.break_silently(session);
         }
     }
 
@@ -199,46 +240,112 @@ impl Swarm {
     }
 
     fn arrive_at_manager(&mut self, number: usize, session: u64, up: Up) {
-        let (now, node) = (self.now, self.nodes[number].id);
+        if self.nodes[number].link.session() != Some(session) {
+            return;
+        }
+        if !self.passes(number, session) {
+            return self.nodes[number].link.break_silently(session);
+        }
+        let (target, node) = (self.nodes[number].link.target, self.nodes[number].id);
+        let (now, wall) = (self.local(target), self.wall(target));
+        let addresses = self.nodes[number].addresses;
+        let Some(manager) = &mut self.nodes[target].manager else { return };
         match up {
+            Up::Open(_) if manager.leading.is_none() => {
+                let leader = manager.leader_address();
+                self.send_down(number, session, Down::NotLeader(leader));
+            }
+            Up::Open(_) if manager.state().gone.contains_key(&node) => {
+                let removed = frame::encode(&ToAgent::Removed).expect("a short frame").to_vec();
+                self.send_down(number, session, Down::Opened);
+                self.send_down(number, session, Down::Frame(removed));
+                self.send_down(number, session, Down::Closed);
+            }
             Up::Open(boot) => {
-                let told = (self.nodes[number].addresses, queues_of(boot));
-                let opened = self.manager.open((node, boot, session), format!("host{number}"), told, now);
-                self.oracle.note(now, &[b'o', number as u8, u8::from(opened.is_ok())]);
-                self.send_down(number, session, if opened.is_ok() { Down::Opened } else { Down::Refused });
+                let (hostname, queues) = (format!("host{number}"), queues_of(boot));
+                let hello = Hello { node, boot, session, hostname, addresses, queues };
+                let mut said = Said::default();
+                manager.open(hello, (now, wall), &mut said);
+                said.closed.into_iter().for_each(|(node, session)| self.close_link(node, session));
+                self.turn_manager(target);
             }
             Up::Message(message) => {
-                self.oracle.note(now, format!("{number} {message:?}").as_bytes());
-                if self.manager.hear(node, session, message, now) && self.manager.has_session(node, session) {
-                    let alive = frame::encode(&ToAgent::Alive).expect("a short frame");
-                    self.send_down(number, session, Down::Frame(alive.to_vec()));
-                }
+                self.oracle.note(self.now, format!("{number} {message:?}").as_bytes());
+                manager.hear(node, session, message);
+                self.turn_manager(target);
             }
         }
-        self.check_state();
     }
 
-    /// The manager has frames for a node.
-    pub(super) fn send_frames(&mut self, number: usize, session: u64, frames: Vec<Vec<u8>>) {
-        frames.into_iter().for_each(|frame| self.send_down(number, session, Down::Frame(frame)));
+    /// The leader has frames for a node.
+    pub(super) fn send_frames(&mut self, node: NodeId, session: u64, frames: Vec<Vec<u8>>) {
+        if let Some(number) = self.number_of(node) {
+            frames.into_iter().for_each(|frame| self.send_down(number, session, Down::Frame(frame)));
+        }
+    }
+
+    /// The leader opens a session, or not.
+    pub(super) fn answer_opening(&mut self, node: NodeId, session: u64, ok: bool) {
+        if let Some(number) = self.number_of(node) {
+            self.send_down(number, session, if ok { Down::Opened } else { Down::Refused });
+        }
+    }
+
+    /// The leader closes the connection of a session.
+    pub(super) fn close_link(&mut self, node: NodeId, session: u64) {
+        if let Some(number) = self.number_of(node) {
+            self.send_down(number, session, Down::Closed);
+        }
+    }
+
+    /// The process of a manager has ended; `seen`: the connections to it are reset.
+    pub(super) fn break_links_to(&mut self, target: usize, seen: bool) {
+        for number in 0..self.nodes.len() {
+            let connected = self.is_connected(number, target);
+            let link = &mut self.nodes[number].link;
+            let Some(session) = link.session().filter(|_| link.target == target) else { continue };
+            link.break_silently(session);
+            if seen && connected && !link.cut {
+                link.down(self.now);
+            }
+        }
+    }
+
+    /// The process of a node has ended, and its manager sees the connection end.
+    pub(super) fn close_at_manager(&mut self, number: usize) {
+        let (id, link) = (self.nodes[number].id, &self.nodes[number].link);
+        let (target, session) = (link.target, link.session());
+        let Some(session) = session.filter(|session| self.passes(number, *session)) else { return };
+        let leading = self.nodes[target].manager.as_mut().and_then(|manager| manager.leading.as_mut());
+        leading.into_iter().for_each(|leading| leading.close(id, session));
     }
 
     fn arrive_at_node(&mut self, number: usize, session: u64, down: Down) {
         let now = self.now;
-        let beat = self.heartbeat();
+        let (beat, local) = (self.heartbeat(), self.local(number));
+        if self.nodes[number].host.is_none() || self.nodes[number].link.session() != Some(session) {
+            return;
+        }
+        if !self.passes(number, session) {
+            return self.nodes[number].link.break_silently(session);
+        }
         let link = &mut self.nodes[number].link;
         match (down, link.phase) {
-            (Down::Opened, Phase::Opening(own)) if own == session => {
+            (Down::Opened, Phase::Opening(_)) => {
                 (link.phase, link.at, link.heard, link.since) = (Phase::Open(session), now + beat, now, Some(now));
-                self.with_host(number, |host| host.session_up(now));
+                self.with_host(number, |host| host.session_up(local));
             }
-            (Down::Refused, Phase::Opening(own)) if own == session => link.down(now),
-            (Down::Frame(bytes), Phase::Open(own)) if own == session => {
+            (Down::NotLeader(Some(leader)), Phase::Opening(_)) if link.steps < LEADER_STEPS => {
+                self.attempt(number, leader);
+            }
+            (Down::Refused | Down::NotLeader(_) | Down::Closed, _) => link.down(now),
+            (Down::Frame(bytes), Phase::Open(_)) => {
                 link.heard = now;
                 self.oracle.note(now, &bytes);
                 let content = bytes.get(frame::HEADER_LEN..).unwrap_or_default();
                 let message: ToAgent = frame::decode(content).expect("the manager's frames are well-formed");
-                self.with_host(number, |host| host.message(message, now));
+                self.with_host(number, |host| host.message(message, local));
+                self.nodes[number].role_at = Some(now);
             }
             _ => {}
         }
@@ -247,13 +354,15 @@ impl Swarm {
     /// Gives a host an input, then does what it wants.
     pub(super) fn with_host(&mut self, number: usize, input: impl FnOnce(&mut super::host::Host)) {
         let mut wanted = Wanted::default();
+        let now = self.local(number);
         let Some(host) = &mut self.nodes[number].host else { return };
         input(host);
-        host.act(self.now, &mut wanted);
+        host.act(now, &mut wanted);
         self.do_wanted(number, wanted);
     }
 }
 
 fn pop_due<T>(queue: &mut VecDeque<(u64, Time, T)>, now: Time) -> Option<(u64, T)> {
-    queue.pop_front_if(|(_, at, _)| *at <= now).map(|(session, _, what)| (session, what))
+    queue.front().filter(|(_, at, _)| *at <= now)?;
+    queue.pop_front().map(|(session, _, what)| (session, what))
 }

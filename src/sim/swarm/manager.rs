@@ -1,284 +1,350 @@
-//! The manager: the production's state, plans, records and pushes, on virtual time. What its shell does around them
-//! (sessions, the planner's pace, restarts) is done here in few words, with the same intervals.
+//! A manager: the production's replica on a virtual disk and virtual streams, and what its loops do around it with the
+//! same intervals. What it does while it leads is in `leading`.
 
-use crate::cluster::ring::{self, RingStep};
-use crate::cluster::{CertificateAuthority, Command, Effect, Entry, Refusal, Reply, State, schedule};
+use super::leading::{Frames, Leading};
+use super::{Planted, client::OpRef, random};
+use crate::cluster::State;
 use crate::manager::book::RecordBook;
-use crate::manager::news::{self, Seen, Speaker};
-use crate::manager::push;
-use crate::types::{
-    Availability, BootId, ClusterId, ClusterSpec, Fork, Key32, Machine, NodeAddresses, NodeId, Queues, Role, TaskId,
-    Time, UnixTime,
-};
-use crate::wire::control::FromAgent;
+use crate::manager::handle::ManagerError;
+use crate::manager::replica::{Replica, Shell, Verdict};
+use crate::raft::{Entry, HardState, Lead, Member, Membership, Message, Raft, Save, Settings, Snapshot, Timing};
+use crate::types::{NodeId, Time, UnixTime};
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
-use std::time::Duration;
-use zeroize::Zeroizing;
+use std::net::SocketAddr;
 
-/// The wall clock at the start of a simulation.
-const START: u64 = 1_800_000_000;
-/// Between two plans when nothing happens, as the planner's.
-const TICK: Duration = Duration::from_secs(1);
-/// Between two plans and two pushes when much happens, as theirs.
-const GAP: Duration = Duration::from_millis(20);
-
-/// A node's session as its manager has it.
-struct Session {
-    id: u64,
-    speaker: Speaker,
-    said: Option<[u8; 32]>,
-    cursor: u64,
-    pushed_at: Option<Time>,
-    /// The state has changed since the last push.
-    dirty: bool,
-    heard: Time,
+/// What survives a crash.
+#[derive(Clone)]
+pub(super) struct Disk {
+    pub(super) member: Member,
+    hard: HardState,
+    snapshot: Snapshot,
+    entries: Vec<Entry>,
 }
 
-/// Frames for a node's session.
-pub(super) struct Frames {
-    pub(super) node: NodeId,
-    pub(super) session: u64,
-    pub(super) frames: Vec<Vec<u8>>,
+impl Disk {
+    /// A manager's first disk.
+    pub(super) fn new(member: Member, snapshot: Snapshot) -> Disk {
+        let hard = HardState { term: snapshot.position.term, vote: None };
+        Disk { member, hard, snapshot, entries: Vec::new() }
+    }
+
+    fn keep(&mut self, save: &Save) {
+        self.hard = save.hard;
+        if let Some(snapshot) = &save.snapshot {
+            self.snapshot = snapshot.clone();
+            self.entries.clear();
+        }
+        self.entries.retain(|entry| entry.position.index <= save.after);
+        self.entries.extend(save.entries.iter().cloned());
+    }
+}
+
+/// When a manager's process dies over a write.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CrashPlan {
+    /// After so many more writes.
+    pub(super) saves: u64,
+    /// The last one is durable, though nothing follows from it any more; or it is lost, with all of it.
+    pub(super) kept: bool,
+}
+
+/// Who waits for a verdict.
+pub(super) enum Proposer {
+    /// The planner, in this term.
+    Plan(u64),
+    /// The session of a node: its opening, or what it said.
+    Session(NodeId, u64),
+    /// Somebody's command.
+    Op(OpRef),
+}
+
+/// What the replica works on.
+pub(super) struct Ends {
+    pub(super) state: State,
+    pub(super) disk: Disk,
+    crash: Option<CrashPlan>,
+    /// What is in the log and was not applied yet.
+    journal: BTreeMap<u64, Entry>,
+    outbox: Vec<(Member, Message)>,
+    told: Vec<(Proposer, Verdict)>,
+    read: Vec<(OpRef, Option<u64>)>,
+    removed: Vec<NodeId>,
+    leads: Vec<(Lead, bool)>,
+    changed: bool,
+    addresses: BTreeMap<Member, SocketAddr>,
+    /// Those that spoke to it: they have to be answered, whatever its log says of the members.
+    met: BTreeMap<Member, SocketAddr>,
+}
+
+impl Shell for Ends {
+    type Proposer = Proposer;
+    type Reader = OpRef;
+
+    fn save(&mut self, save: &Save) -> Result<(), ManagerError> {
+        let crash = match &mut self.crash {
+            Some(CrashPlan { saves: 0, kept }) => Some(*kept),
+            Some(plan) => {
+                plan.saves -= 1;
+                None
+            }
+            None => None,
+        };
+        if crash != Some(false) {
+            self.disk.keep(save);
+        }
+        if save.snapshot.as_ref().is_some_and(|snapshot| snapshot.position.index > self.state.index) {
+            // The leader's: what the log held may never have been committed.
+            self.journal.clear();
+        }
+        self.journal.retain(|index, _| *index <= save.after);
+        self.journal.extend(save.entries.iter().map(|entry| (entry.position.index, entry.clone())));
+        match crash {
+            None => Ok(()),
+            Some(_) => Err(ManagerError::Unavailable("the process died".into())),
+        }
+    }
+
+    fn send(&mut self, to: Member, message: Message) {
+        self.outbox.push((to, message));
+    }
+
+    fn set_members(&mut self, members: &Membership) {
+        self.addresses = members.peers.iter().map(|(member, peer)| (*member, peer.address)).collect();
+    }
+
+    fn with<T>(&self, read: impl FnOnce(&State) -> T) -> T {
+        read(&self.state)
+    }
+
+    fn change<T>(&mut self, change: impl FnOnce(&mut State) -> T) -> T {
+        change(&mut self.state)
+    }
+
+    fn end_session(&mut self, node: NodeId) {
+        self.removed.push(node);
+    }
+
+    fn verdict(&mut self, proposer: Proposer, verdict: Verdict) {
+        self.told.push((proposer, verdict));
+    }
+
+    fn read_done(&mut self, reader: OpRef, index: Option<u64>) {
+        self.read.push((reader, index));
+    }
+
+    fn follow_lead(&mut self, lead: Lead, here: bool) {
+        self.leads.push((lead, here));
+    }
+
+    fn notify(&mut self) {
+        self.changed = true;
+    }
+}
+
+/// What a manager wants done after an input.
+#[derive(Default)]
+pub(super) struct Said {
+    /// For other managers.
+    pub(super) messages: Vec<(SocketAddr, Vec<u8>)>,
+    /// Applied now, in order.
+    pub(super) committed: Vec<Entry>,
+    /// The leader's state took the place of its own.
+    pub(super) installed: bool,
+    /// It leads this term now.
+    pub(super) leads: Vec<(u64, Member)>,
+    /// Ends of commands and reads.
+    pub(super) verdicts: Vec<(OpRef, Verdict)>,
+    pub(super) reads: Vec<(OpRef, Option<u64>)>,
+    /// Sessions that are open now, or refused.
+    pub(super) opened: Vec<(NodeId, u64, bool)>,
+    /// Heartbeats that were heard.
+    pub(super) alive: Vec<(NodeId, u64)>,
+    /// Sessions whose connection it closes.
+    pub(super) closed: Vec<(NodeId, u64)>,
+    /// Sessions that end since the node was removed.
+    pub(super) removed: Vec<(NodeId, u64)>,
+    pub(super) frames: Vec<Frames>,
 }
 
 /// One manager.
 pub(super) struct Manager {
-    pub(super) state: State,
-    pub(super) up: bool,
+    pub(super) replica: Replica<Ends>,
+    /// While it leads, with the state of all leaders before it.
+    pub(super) leading: Option<Leading>,
+    /// Who leads, as far as it knows.
+    pub(super) leader: Option<Member>,
+    pub(super) book: RecordBook,
+    pub(super) rng: StdRng,
+    planted: Planted,
     /// Refusals of what nodes and the planner wanted.
     pub(super) refused: Vec<String>,
-    book: RecordBook,
-    clock: ring::Clock,
-    started: Time,
-    sessions: BTreeMap<NodeId, Session>,
-    heard: BTreeMap<NodeId, Time>,
-    planned_at: Time,
-    plan_at: Time,
-    removed: Vec<NodeId>,
-    rng: StdRng,
 }
 
 impl Manager {
-    pub(super) fn new(seed: u64, spec: ClusterSpec, now: Time) -> Manager {
-        let mut rng = StdRng::seed_from_u64(seed);
-        let command = Command::Init {
-            cluster: ClusterId::from_random(random(&mut rng)),
-            fork: Fork(START),
-            spec,
-            worker_secret: Zeroizing::new(random(&mut rng)),
-            manager_secret: Zeroizing::new(random(&mut rng)),
-            authority: CertificateAuthority { certificate: vec![3; 64], key: Zeroizing::new(vec![4; 64]) },
-            attestation: Key32::new(random(&mut rng)),
-            current: Key32::new(random(&mut rng)),
-            next: Key32::new(random(&mut rng)),
-        };
-        let state = State::init(&Entry { at: wall(now), command }).expect("a first entry");
-        let clock = ring::Clock::new(&state, now, wall(now));
-        Manager {
+    /// Starts from a disk.
+    pub(super) fn start(disk: Disk, mut rng: StdRng, planted: Planted, now: Time) -> Manager {
+        let state = State::from_bytes(disk.snapshot.data.bytes()).expect("a stored state");
+        let seed = u64::from_be_bytes(random(&mut rng));
+        let settings = Settings { member: disk.member, timing: Timing::default(), seed };
+        let raft = Raft::restart(settings, disk.hard, &disk.snapshot, disk.entries.clone(), now);
+        let journal = disk.entries.iter().map(|entry| (entry.position.index, entry.clone())).collect();
+        let position = disk.snapshot.position;
+        let ends = Ends {
             state,
-            up: true,
-            refused: Vec::new(),
-            book: RecordBook::default(),
-            clock,
-            started: now,
-            sessions: BTreeMap::new(),
-            heard: BTreeMap::new(),
-            planned_at: now,
-            plan_at: now,
+            disk,
+            crash: None,
+            journal,
+            outbox: Vec::new(),
+            told: Vec::new(),
+            read: Vec::new(),
             removed: Vec::new(),
+            leads: Vec::new(),
+            changed: false,
+            addresses: BTreeMap::new(),
+            met: BTreeMap::new(),
+        };
+        Manager {
+            replica: Replica::new(ends, raft, position),
+            leading: None,
+            leader: None,
+            book: RecordBook::default(),
             rng,
+            planted,
+            refused: Vec::new(),
         }
     }
 
-    /// Admits a node.
-    pub(super) fn admit(&mut self, id: NodeId, role: Role, number: usize, addresses: NodeAddresses, now: Time) {
-        let command = Command::AddNode {
-            id,
-            role,
-            hostname: format!("host{number}"),
-            software: "sim".into(),
-            addresses,
-            availability: Availability::Active,
-            certificate_expires: UnixTime(START + 90 * 86_400),
-            root: self.state.root_digest(),
-        };
-        self.propose(command, now).expect("a new node");
+    /// A message of another manager, from this address.
+    pub(super) fn step(&mut self, from: (Member, SocketAddr), message: Message, now: Time) -> Result<(), ManagerError> {
+        self.replica.shell.met.insert(from.0, from.1);
+        self.replica.step(from.0, message, now)
     }
 
-    /// Commits a command.
-    pub(super) fn propose(&mut self, command: Command, now: Time) -> Result<Reply, Refusal> {
-        let (result, effects) = self.state.apply(&Entry { at: wall(now), command });
-        for effect in effects {
-            match effect {
-                Effect::EndSession(node) => self.removed.push(node),
-                Effect::Compact => {}
-            }
-        }
-        self.sessions.values_mut().for_each(|session| session.dirty = true);
-        self.plan_at = self.plan_at.min(now.max(self.planned_at + GAP));
-        result
+    /// Whether it was to die over a write.
+    pub(super) fn is_doomed(&self) -> bool {
+        self.replica.shell.crash.is_some()
     }
 
-    /// A random id or key.
-    pub(super) fn random<const N: usize>(&mut self) -> [u8; N] {
-        random(&mut self.rng)
+    /// It will die over a write.
+    pub(super) fn crash(&mut self, plan: CrashPlan) {
+        self.replica.shell.crash = Some(plan);
     }
 
-    /// The process ends; its state is on disk.
-    pub(super) fn stop(&mut self) {
-        self.up = false;
-        self.sessions.clear();
-        self.heard.clear();
-        self.removed.clear();
+    /// It will not die over a write after all.
+    pub(super) fn spare(&mut self) {
+        self.replica.shell.crash = None;
     }
 
-    /// It starts again from its disk.
-    pub(super) fn start(&mut self, now: Time) {
-        self.state = self.state.duplicate().expect("the state can be stored and read");
-        self.book = RecordBook::default();
-        self.clock = ring::Clock::new(&self.state, now, wall(now));
-        (self.up, self.started, self.planned_at, self.plan_at) = (true, now, now, now);
+    pub(super) fn state(&self) -> &State {
+        &self.replica.shell.state
     }
 
-    /// A node opens a session; gives its boot's index or the refusal.
-    pub(super) fn open(
-        &mut self,
-        (node, boot, session): (NodeId, BootId, u64),
-        hostname: String,
-        (addresses, queues): (NodeAddresses, Queues),
-        now: Time,
-    ) -> Result<u64, String> {
-        // One that is open is the same node's former one, which would not answer a probe: it is replaced.
-        let (software, machine) = ("sim".into(), Machine::default());
-        let command = Command::OpenSession { node, boot, hostname, software, addresses, machine, queues };
-        let index = match self.propose(command, now) {
-            Ok(Reply::BootIndex(index)) => index,
-            Ok(Reply::Done) => 0,
-            Err(refusal) => return Err(refusal.to_string()),
-        };
-        let open = Session {
-            id: session,
-            speaker: Speaker::new(node, boot),
-            said: None,
-            cursor: 0,
-            pushed_at: None,
-            dirty: true,
-            heard: now,
-        };
-        self.sessions.insert(node, open);
-        self.heard.insert(node, now);
-        Ok(index)
+    /// Its own seat.
+    pub(super) fn member(&self) -> Member {
+        self.replica.raft.member()
     }
 
-    /// A message of a session; whether it was a heartbeat, to be answered.
-    pub(super) fn hear(&mut self, node: NodeId, session: u64, message: FromAgent, now: Time) -> bool {
-        let Some(open) = self.sessions.get_mut(&node).filter(|open| open.id == session) else { return false };
-        open.heard = now;
-        self.heard.insert(node, now);
-        if let FromAgent::Heartbeat = message {
-            return true;
-        }
-        let command = news::command(&self.state, &mut open.speaker, message, wall(now), &mut |drop| {
-            panic!("a node's message was turned away: {drop:?}")
-        });
-        if let Some(Err(refusal)) = command.map(|command| self.propose(command, now)) {
-            self.refused.push(refusal.to_string());
-        }
-        false
-    }
-
-    /// The connection of a node's session is gone.
-    pub(super) fn close(&mut self, node: NodeId) {
-        self.sessions.remove(&node);
-    }
-
-    /// Whether a session is open here.
-    pub(super) fn has_session(&self, node: NodeId, session: u64) -> bool {
-        self.sessions.get(&node).is_some_and(|open| open.id == session)
+    /// Where the leader's control port is, if another one leads.
+    pub(super) fn leader_address(&self) -> Option<SocketAddr> {
+        let leader = self.leader.filter(|leader| *leader != self.member())?;
+        self.state().managers.values().find(|manager| manager.seat == leader.0).map(|manager| manager.address)
     }
 
     /// When [`Manager::turn`] wants to be called.
-    pub(super) fn next_time(&self) -> Option<Time> {
-        if !self.up {
-            return None;
-        }
-        let dirty = self.sessions.values().filter(|session| session.dirty);
-        let pushes = dirty.map(|session| session.pushed_at.map_or(Time(0), |at| at + GAP));
-        pushes.chain([self.plan_at]).min()
+    pub(super) fn next_time(&self) -> Time {
+        let leading = self.leading.as_ref().map(Leading::next_time);
+        leading.into_iter().chain([self.replica.poll_timeout()]).min().unwrap_or_default()
     }
 
-    /// Plans and pushes what is due; gives what to send, and the removed nodes whose session ends with that word.
-    pub(super) fn turn(&mut self, now: Time) -> (Vec<Frames>, Vec<(NodeId, u64)>) {
-        if self.plan_at <= now {
-            self.plan(now);
+    /// Does all that is to be done. An error: the process has died, or must end; of what is said then, only what was
+    /// applied and sent before counts.
+    pub(super) fn turn(&mut self, now: Time, wall: UnixTime, said: &mut Said) -> Result<(), ManagerError> {
+        loop {
+            self.carry_out(now, said)?;
+            let ends = &mut self.replica.shell;
+            let told = std::mem::take(&mut ends.told);
+            let leads = std::mem::take(&mut ends.leads);
+            let removed = std::mem::take(&mut ends.removed);
+            said.reads.append(&mut ends.read);
+            let changed = std::mem::take(&mut ends.changed);
+            let quiet = told.is_empty() && leads.is_empty() && removed.is_empty();
+            for (proposer, verdict) in told {
+                self.hear_verdict(proposer, verdict, now, said);
+            }
+            for (lead, here) in leads {
+                self.follow_lead(lead, here, (now, wall), said);
+            }
+            if let Some(leading) = &mut self.leading {
+                removed.into_iter().for_each(|node| leading.end_removed(node, said));
+                leading.note_change(changed, now);
+            }
+            if !self.lead_on((now, wall), said) && quiet {
+                break;
+            }
         }
-        self.end_silent(now);
-        let due = |session: &Session| session.dirty && session.pushed_at.is_none_or(|at| at + GAP <= now);
-        let due: Vec<NodeId> = self.sessions.iter().filter(|(_, it)| due(it)).map(|(node, _)| *node).collect();
-        let frames = due.into_iter().filter_map(|node| self.push(node, now)).collect();
-        let removed = std::mem::take(&mut self.removed);
-        let removed = removed.into_iter().filter_map(|node| {
-            self.heard.remove(&node);
-            self.sessions.remove(&node).map(|session| (node, session.id))
-        });
-        (frames, removed.collect())
+        self.push_all(now, said);
+        Ok(())
     }
 
-    fn plan(&mut self, now: Time) {
-        (self.planned_at, self.plan_at) = (now, now + TICK);
-        let mut commands = news::liveness(&self.state, |node| {
-            let heard = self.heard.get(&node).copied();
-            let last = heard.unwrap_or(self.started).max(self.started);
-            let patience = news::patience(&self.state, heard.is_some());
-            Seen { open: self.sessions.contains_key(&node), silent: now.since(last) > patience }
-        });
-        let rng = &mut self.rng;
-        commands.extend(schedule::plan(&self.state, wall(now), &mut || TaskId::from_random(random(rng))));
-        for step in ring::plan(&self.state, self.clock.read(&self.state, now)) {
-            commands.push(match step {
-                RingStep::DrawNext => Command::DrawNext { master: Key32::new(self.random()) },
-                RingStep::Activate(epoch) => Command::Activate { epoch },
-                RingStep::Retire(epoch) => Command::Retire { epoch },
-            });
+    /// The replica's turn, and what it applied and sends.
+    fn carry_out(&mut self, now: Time, said: &mut Said) -> Result<(), ManagerError> {
+        let before = self.state().index;
+        let turned = self.replica.turn(now);
+        let own = self.replica.raft.member();
+        let ends = &mut self.replica.shell;
+        for index in before + 1..=ends.state.index {
+            match ends.journal.remove(&index) {
+                Some(entry) => said.committed.push(entry),
+                None => said.installed = true,
+            }
         }
-        for command in commands {
-            if let Err(refusal) = self.propose(command, now) {
-                self.refused.push(refusal.to_string());
+        for (to, message) in std::mem::take(&mut ends.outbox) {
+            let bytes = postcard::to_stdvec(&(own, to, message)).expect("a message can be encoded");
+            let address = ends.addresses.get(&to).or_else(|| ends.met.get(&to));
+            said.messages.extend(address.map(|address| (*address, bytes)));
+        }
+        turned
+    }
+
+    fn hear_verdict(&mut self, proposer: Proposer, verdict: Verdict, now: Time, said: &mut Said) {
+        match proposer {
+            Proposer::Op(op) => said.verdicts.push((op, verdict)),
+            Proposer::Plan(term) => {
+                if let Err(error) = verdict {
+                    self.refused.push(error.to_string());
+                }
+                if let Some(leading) = self.leading.as_mut().filter(|leading| leading.term == term) {
+                    leading.planned_one();
+                }
+            }
+            Proposer::Session(node, session) => {
+                if let Some(leading) = &mut self.leading {
+                    self.refused.extend(leading.session_verdict((node, session), verdict, now, said));
+                }
             }
         }
     }
 
-    /// A session reads nothing for a window: it is over.
-    fn end_silent(&mut self, now: Time) {
-        let window = news::window(&self.state);
-        self.sessions.retain(|_, session| now.since(session.heard) <= window);
+    fn follow_lead(&mut self, lead: Lead, here: bool, (now, wall): (Time, UnixTime), said: &mut Said) {
+        self.leader = lead.leader;
+        if here {
+            said.leads.push((lead.term, self.member()));
+        }
+        if here && lead.established {
+            if self.leading.as_ref().is_none_or(|leading| leading.term != lead.term) {
+                let leading = Leading::new(lead.term, self.state(), (now, wall), self.planted);
+                self.end_lead(said);
+                self.leading = Some(leading);
+            }
+        } else if !here {
+            self.end_lead(said);
+        }
     }
 
-    fn push(&mut self, node: NodeId, now: Time) -> Option<Frames> {
-        self.book.update(&self.state);
-        let session = self.sessions.get_mut(&node)?;
-        if !self.state.nodes.contains_key(&node) {
-            return None;
+    fn end_lead(&mut self, said: &mut Said) {
+        if let Some(leading) = self.leading.take() {
+            said.closed.extend(leading.sessions());
         }
-        (session.dirty, session.pushed_at) = (false, Some(now));
-        let push = push::compose(&self.state, node, &self.book, session.cursor).expect("a push fits the protocol");
-        if session.said == Some(push.digest) && !push.records {
-            return None;
-        }
-        (session.said, session.cursor) = (Some(push.digest), push.cursor);
-        let frames = push.frames.iter().map(|frame| frame.to_vec()).collect();
-        Some(Frames { node, session: session.id, frames })
     }
-}
-
-fn wall(now: Time) -> UnixTime {
-    UnixTime(START + now.0 / 1_000_000)
-}
-
-fn random<const N: usize>(rng: &mut StdRng) -> [u8; N] {
-    let mut bytes = [0; N];
-    rng.fill_bytes(&mut bytes);
-    bytes
 }

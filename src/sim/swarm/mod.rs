@@ -1,70 +1,146 @@
-//! A whole swarm in one process and virtual time: a manager and ten nodes out of the production's machines, on a
-//! network that loses, delays, reorders, duplicates and parts, with sessions that break.
+//! A whole swarm in one process and virtual time: managers and nodes out of the production's machines, on a network
+//! that loses, delays, reorders, duplicates and parts, with disks that crash, clocks that jump, sessions that break.
 //!
 //! ```text
-//! chaos / tests -> Swarm -+- manager   cluster::State, plans, RecordBook, pushes
-//!                         +- link      a session per node: ordered, breakable
-//!                         +- host x 10 agent::core (keys, gossip), TaskTable, data plane's tables, containers
-//!                         +- oracle    what must hold at every step
+//! chaos, tests -> Swarm -+- manager   the production's replica (consensus, state, log) on a virtual disk;
+//!                        |  leading   plans, sessions, records and pushes of the one that leads
+//!                        +- client    users: commands and reads through any manager
+//!                        +- link      a session per node: ordered, breakable, finds the leader
+//!                        +- host      agent::core (keys, gossip), TaskTable, data plane's tables, containers
+//!                        +- oracle    what must hold at every step: packets, nonces, addresses
+//!                           ledger    one leader a term, one log;  rotation: the key life by the world's clock
 //! ```
 //!
-//! A run is determined by its seed. Nothing here decides anything that the production code decides.
+//! A run is determined by its seed. Nothing here decides anything that the production code decides. `Planted` faults
+//! live in the shell that is simulated, and show that the oracle sees them.
+//!
+//! # What is simulated
+//!
+//! - The production's machines as they are: consensus and replica, state, planner, book of records, pushes; the agent's
+//!   core, task table, search for a manager, gossip and keys; the data plane's tables with real ESP. Not its shells:
+//!   TLS, files, threads and the API are stood in for by what they promise (a stream is in order or breaks).
+//! - The underlay, for consensus, gossip and ESP alike: loss, delay and so reordering, duplication, partitions, cuts of
+//!   one direction. Sessions and calls between managers break, seen or unseen by the other end.
+//! - Processes that die at any moment, and managers at any write: what was being written is there or not, all of it, as
+//!   the store promises, and nothing that follows from it has left the process.
+//! - Clocks, in a quarter of the runs: a node's monotonic clock leaps ahead, its wall clock is set by up to two days.
+//! - Leaders killed, cut off, asked to hand over; nodes that join, are promoted, demoted, removed.
+//!
+//! # What must hold
+//!
+//! | what | where |
+//! |---|---|
+//! | one leader a term; one log, of which nothing is lost; replicas with the same index are the same | `ledger`, `check_replicas` |
+//! | reads and writes through any manager are linearizable | `client` |
+//! | no address has two owners, nor an owner while another's container has it still | `oracle`, `traffic` |
+//! | no (key, nonce) twice, in ESP and in gossip, over all boots | `oracle` |
+//! | on a path that was well for a while no packet is turned away; none reaches whom it is not for | `traffic` |
+//! | a due rotation happens at once when all are ready, once, not before its time, not without those it waits for | `rotation` |
+//! | a retired master is nowhere in the state; keys only where a task is; nothing of a removed node is in use | `oracle`, `traffic` |
+//! | after the last fault all is in its place within a minute, and every two containers reach each other | `chaos` |
 
 mod chaos;
+mod client;
+mod day;
 mod host;
+mod leading;
+mod ledger;
 mod link;
 mod manager;
+mod node;
 mod oracle;
+mod rotation;
+mod run;
+#[cfg(test)]
 mod tests;
 mod traffic;
 
+pub use chaos::{Options, Report, run};
+pub use day::day;
+
 use super::network::{Faults, Network};
-use crate::cluster::{Command, NodeState};
+use crate::cluster::{CertificateAuthority, Command, Entry, NodeState, Reply, State};
 use crate::dataplane::simulated::Datagram;
 use crate::keys::KeysConfig;
+use crate::manager::handle::{FIRST_TERM, ManagerError};
+use crate::manager::members;
+use crate::raft::{Membership, Payload, Peer, Position, Snapshot};
 use crate::types::{
-    BootId, ClusterSpec, ContainerSpec, Epoch, EpochPhase, Key32, NetworkId, NetworkSpec, NodeAddresses, NodeId,
-    Placement, Queues, Resources, Role, ServiceId, ServiceMode, ServiceSpec, TaskState, Time,
+    Availability, BootId, ClusterId, ClusterSpec, ContainerSpec, Epoch, EpochPhase, Fork, Key32, NetworkId,
+    NetworkSpec, NodeAddresses, NodeId, Placement, Queues, Resources, Role, ServiceId, ServiceMode, ServiceSpec,
+    TaskState, Time, UnixTime,
 };
+use client::{Clients, Rpc};
 use host::{Host, Wanted, Work};
-use link::Link;
-use manager::Manager;
+use ledger::Ledger;
+use manager::{Disk, Manager};
+use node::Node;
 use oracle::Oracle;
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
+use zeroize::Zeroizing;
 
+const CONTROL_PORT: u16 = 2377;
 const GOSSIP_PORT: u16 = 7946;
 const DATA_PORT: u16 = 4500;
+/// The wall clock at the start of a simulation.
+const START: u64 = 1_800_000_000;
 /// Turns at one moment that are still no standstill: far more than one moment's datagrams can cause.
-const IDLE_TURNS: u32 = 1000;
+const IDLE_TURNS: u32 = 2000;
+/// Between two looks at what is overdue.
+const AUDIT: Duration = Duration::from_secs(1);
 
-/// A node of the swarm, running or not.
-struct Node {
-    id: NodeId,
-    addresses: NodeAddresses,
-    boot: BootId,
-    /// `None` while it is off.
-    host: Option<Host>,
-    link: Link,
-    /// Since when nothing bad has happened to its underlay or its process.
-    steady_since: Time,
-    /// The managers removed it.
-    gone: bool,
-    gone_at: Option<Time>,
-    /// No gossip comes to it or from it.
-    mute: bool,
+/// A fault of the simulated shell, planted to show that it is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Planted {
+    /// None.
+    #[default]
+    Nothing,
+    /// The leader activates what is due, whoever is ready.
+    SkipAcknowledgement,
+    /// A new leader counts the age of the active epoch from its election.
+    ResetTimerAtElection,
+    /// A node takes a ring only if it is one step from the last one.
+    RingAsDifference,
 }
+
+/// How a swarm is made.
+#[derive(Clone)]
+struct Setup {
+    nodes: usize,
+    managers: usize,
+    faults: Faults,
+    spec: ClusterSpec,
+    planted: Planted,
+}
+
+/// The leader, as seen from above.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Leader {
+    number: usize,
+    term: u64,
+    since: Time,
+}
+
+/// The process that called, the one that is called: a connection does not outlive either.
+type Lives = (u64, u64);
 
 /// The world.
 struct Swarm {
     now: Time,
     rng: StdRng,
     network: Network,
-    manager: Manager,
+    ledger: Ledger,
+    leader: Option<Leader>,
     nodes: Vec<Node>,
+    clients: Clients,
+    calls: BTreeMap<(Time, u64), (usize, usize, Lives, Rpc)>,
+    /// Processes that died over a write.
+    crashed: Vec<usize>,
+    planted: Planted,
     oracle: Oracle,
     sessions: u64,
     work: BTreeMap<(Time, u64), (usize, BootId, Work)>,
@@ -74,12 +150,14 @@ struct Swarm {
     traffic: Option<(Duration, Time)>,
     /// The last activation that did not wait for all to send with the epoch before, and the current epoch.
     activation: (Epoch, Time, bool),
+    /// Rotations are forced, or clocks jump: epochs may follow each other faster than nodes do.
+    hasty: bool,
     /// The network is in parts.
     parted: bool,
     /// A copy of some datagrams goes to a thief.
     thieves: bool,
-    last_index: u64,
     idle_turns: u32,
+    audit_at: Time,
     /// Who has a task on which network, and when who left.
     members: BTreeSet<(NodeId, NetworkId)>,
     left: BTreeMap<(NodeId, NetworkId), Time>,
@@ -91,19 +169,30 @@ fn queues_of(boot: BootId) -> Queues {
     Queues::try_from([1, 2, 1, 3][usize::from(first) % 4]).unwrap_or(Queues::ONE)
 }
 
+fn random<const N: usize>(rng: &mut StdRng) -> [u8; N] {
+    let mut bytes = [0; N];
+    rng.fill_bytes(&mut bytes);
+    bytes
+}
+
 impl Swarm {
-    /// A swarm of running nodes with their first sessions still to come. Node 0 is the manager's.
-    fn new(seed: u64, count: usize, faults: Faults, spec: ClusterSpec) -> Swarm {
+    /// A swarm of running nodes with their first sessions still to come. The first ones are managers.
+    fn new(seed: u64, setup: Setup) -> Swarm {
         let now = Time(1_000_000);
         let mut rng = StdRng::seed_from_u64(seed);
-        let manager = Manager::new(rng.next_u64(), spec, now);
-        let network = Network::new(rng.next_u64(), faults);
+        let network = Network::new(rng.next_u64(), setup.faults);
+        let (state, nodes) = first_state(&mut rng, &setup, now);
         let mut swarm = Swarm {
             now,
             rng,
             network,
-            manager,
-            nodes: Vec::new(),
+            ledger: Ledger::new(state, now),
+            leader: None,
+            nodes,
+            clients: Clients::default(),
+            calls: BTreeMap::new(),
+            crashed: Vec::new(),
+            planted: setup.planted,
             oracle: Oracle::new(seed),
             sessions: 0,
             work: BTreeMap::new(),
@@ -111,109 +200,66 @@ impl Swarm {
             packets: 0,
             traffic: None,
             activation: (Epoch(1), now, false),
+            hasty: false,
             parted: false,
             thieves: true,
-            last_index: 0,
             idle_turns: 0,
+            audit_at: now,
             members: BTreeSet::new(),
             left: BTreeMap::new(),
         };
-        for number in 0..count {
-            swarm.add_node(number);
-            swarm.boot(number);
-        }
+        swarm.form_managers();
+        (0..setup.nodes).for_each(|number| swarm.boot(number));
         swarm
     }
 
-    fn random<const N: usize>(&mut self) -> [u8; N] {
-        let mut bytes = [0; N];
-        self.rng.fill_bytes(&mut bytes);
-        bytes
-    }
-
-    fn add_node(&mut self, number: usize) {
-        let id = NodeId::from_random(self.random());
-        let ip = IpAddr::from([192, 168, 0, 10 + number as u8]);
-        let at = |port| SocketAddr::new(ip, port);
-        let addresses =
-            NodeAddresses { control: at(2377), gossip: at(GOSSIP_PORT), data: at(DATA_PORT), behind_nat: false };
-        let role = if number == 0 { Role::Manager } else { Role::Worker };
-        self.manager.admit(id, role, number, addresses, self.now);
-        self.nodes.push(Node {
-            id,
-            addresses,
-            boot: BootId([0; 8]),
-            host: None,
-            link: Link::new(self.now),
-            steady_since: self.now,
-            gone: false,
-            gone_at: None,
-            mute: false,
-        });
-    }
-
-    /// Starts a node, or starts it again: whatever ran of it dies without a word.
-    fn boot(&mut self, number: usize) {
-        let boot = BootId(self.random());
-        let rng = StdRng::from_seed(self.random());
-        let (cluster, fork) = (self.manager.state.cluster.id, self.manager.state.cluster.fork);
-        let now = self.now;
-        let node = &mut self.nodes[number];
-        node.boot = boot;
-        node.host =
-            Some(Host::new(KeysConfig { cluster, fork, node: node.id, boot, queues: queues_of(boot) }, now, rng));
-        node.link.reset(now);
-        node.steady_since = now;
-    }
-
-    /// Stops a node without a word. If only its process died, the manager sees the connection end.
-    fn kill(&mut self, number: usize) {
-        self.nodes[number].host = None;
-        if self.rng.random_bool(0.5) && !self.nodes[number].link.cut {
-            self.manager.close(self.nodes[number].id);
+    /// All managers begin with the same snapshot, and a vote.
+    fn form_managers(&mut self) {
+        let state = &self.ledger.truth;
+        let managers = state.nodes.values().filter(|node| node.role == Role::Manager);
+        let seat = |node: &crate::cluster::Node| members::seat_of(state, node.id).expect("a manager");
+        let peers: BTreeMap<_, _> =
+            managers.map(|node| (seat(node), Peer { node: node.id, address: node.addresses.control })).collect();
+        let membership = Membership { voters: peers.keys().copied().collect(), peers, ..Membership::default() };
+        self.ledger.truth.managers = members::seats(&membership);
+        let data = Payload::new(self.ledger.truth.to_bytes().expect("a state"));
+        let position = Position { term: FIRST_TERM, index: self.ledger.truth.index };
+        let snapshot = Snapshot { position, membership, data };
+        for node in &mut self.nodes {
+            node.known = snapshot.membership.peers.values().map(|peer| peer.address).collect();
+            let seat = snapshot.membership.member_on(node.id);
+            node.disk = seat.map(|member| Disk::new(member, snapshot.clone()));
         }
-        self.nodes[number].link.reset(self.now);
     }
 
-    /// Cuts a node from the managers, or mends that.
-    fn cut_session(&mut self, number: usize, cut: bool) {
-        let link = &mut self.nodes[number].link;
-        link.cut = cut;
-        link.break_silently(self.sessions);
+    fn random<const N: usize>(&mut self) -> [u8; N] {
+        random(&mut self.rng)
     }
 
-    fn stop_manager(&mut self) {
-        self.manager.stop();
-        self.nodes.iter_mut().for_each(|node| node.link.break_silently(self.sessions));
+    /// What the managers have committed.
+    fn state(&self) -> &State {
+        &self.ledger.truth
     }
 
-    fn start_manager(&mut self) {
-        self.manager.start(self.now);
+    /// The node whose manager leads.
+    fn leading_node(&self) -> Option<usize> {
+        self.leader.map(|leader| leader.number)
     }
 
-    /// Parts the underlay: the nodes of a group reach each other only.
-    fn part(&mut self, groups: &[Vec<usize>]) {
-        let groups: Vec<Vec<IpAddr>> = groups
-            .iter()
-            .map(|group| group.iter().map(|number| self.nodes[*number].addresses.data.ip()).collect())
-            .collect();
-        self.network.partition(&groups);
-        self.parted = true;
+    /// A manager to talk to: the leader's, or any.
+    fn some_manager(&self) -> Option<usize> {
+        self.leading_node().or_else(|| self.nodes.iter().position(|node| node.manager.is_some()))
     }
 
-    /// Mends the underlay.
-    fn heal(&mut self) {
-        self.network.heal();
-        self.parted = false;
-        let now = self.now;
-        self.nodes.iter_mut().for_each(|node| node.steady_since = now);
-    }
-
-    /// Commits what a user wants.
-    fn command(&mut self, command: Command) -> Result<(), String> {
-        let result = self.manager.propose(command, self.now).map(drop).map_err(|refusal| refusal.to_string());
-        self.check_state();
-        result
+    /// Has a user's command committed, and waits for it.
+    fn command(&mut self, command: Command) -> Result<Reply, String> {
+        let limit = Duration::from_secs(20);
+        let ready = self.run_until(limit, |swarm| swarm.leader.is_some());
+        let origin = self.some_manager().filter(|_| ready.is_some()).ok_or("no manager")?;
+        let op = self.ask(origin, command);
+        self.run_until(limit, |swarm| swarm.clients.ends.contains_key(&op)).ok_or("no answer")?;
+        let end = self.clients.ends.remove(&op).unwrap_or(Err(ManagerError::NoLeader));
+        end.map(|(reply, _)| reply).map_err(|error| error.to_string())
     }
 
     fn create_network(&mut self, name: &str, encrypted: bool) -> NetworkId {
@@ -224,7 +270,7 @@ impl Swarm {
         id
     }
 
-    fn create_service(&mut self, name: &str, replicas: u64, networks: &[NetworkId]) -> ServiceId {
+    fn service(&mut self, name: &str, replicas: u64, networks: &[NetworkId]) -> Command {
         let id = ServiceId::from_random(self.random());
         let container = ContainerSpec {
             image: "host:latest".into(),
@@ -240,198 +286,60 @@ impl Swarm {
         let (placement, reservations) = (Placement::default(), Resources::default());
         let spec =
             ServiceSpec { name: name.into(), labels, container, networks, mode, placement, reservations, api_spec };
-        self.command(Command::CreateService { id, spec }).expect("a new service");
+        Command::CreateService { id, spec }
+    }
+
+    #[cfg(test)]
+    fn create_service(&mut self, name: &str, replicas: u64, networks: &[NetworkId]) -> ServiceId {
+        let command = self.service(name, replicas, networks);
+        let Command::CreateService { id, .. } = &command else { unreachable!("it is one") };
+        let id = *id;
+        self.command(command).expect("a new service");
         id
     }
 
-    fn remove_node(&mut self, number: usize) {
+    fn removal(&mut self, number: usize) -> Command {
         let (node, master) = (self.nodes[number].id, Key32::new(self.random()));
-        (self.nodes[number].gone, self.nodes[number].gone_at) = (true, Some(self.now));
-        self.command(Command::RemoveNode { node, force: true, master }).expect("a node");
+        Command::RemoveNode { node, force: true, master }
     }
 
     fn epoch(&self, phase: EpochPhase) -> Option<Epoch> {
-        self.manager.state.ring.phase(phase).map(|epoch| epoch.epoch)
-    }
-
-    /// An operator's rotation, as soon as it is possible; panics when it is not within a minute.
-    fn rotate(&mut self, force: bool) {
-        let before = self.epoch(EpochPhase::Current);
-        let minute = Duration::from_secs(60);
-        let asked = self.run_until(minute, |swarm| swarm.command(Command::RequestRotation { force }).is_ok());
-        let limit = if force { Duration::from_secs(700) } else { minute };
-        let done = asked.and_then(|_| self.run_until(limit, |swarm| swarm.epoch(EpochPhase::Current) > before));
-        if done.is_none() {
-            let late = crate::cluster::ring::late(&self.manager.state);
-            self.oracle.fail(self.now, &format!("no rotation: asked {asked:?}, waits for {late:?}"));
-        }
-    }
-
-    /// Runs for a while.
-    fn run_for(&mut self, duration: Duration) {
-        let end = self.now + duration;
-        while self.step(end) {}
-    }
-
-    /// Runs until a condition holds, looking every 50 ms; how long that took, or `None` if it did not in time.
-    fn run_until(&mut self, limit: Duration, mut condition: impl FnMut(&mut Swarm) -> bool) -> Option<Duration> {
-        let (start, end) = (self.now, self.now + limit);
-        loop {
-            if condition(self) {
-                return Some(self.now.since(start));
-            }
-            if self.now >= end {
-                return None;
-            }
-            let look = (self.now + Duration::from_millis(50)).min(end);
-            while self.step(look) {}
-        }
-    }
-
-    /// Goes to the next event, at most to `end`; false when there.
-    fn step(&mut self, end: Time) -> bool {
-        let hosts = self.nodes.iter().filter_map(|node| node.host.as_ref()?.next_time);
-        let work = self.work.first_key_value().map(|((at, _), _)| *at);
-        let traffic = self.traffic.map(|(_, at)| at);
-        let others = [self.network.next_delivery(), self.manager.next_time(), self.next_link_time(), work, traffic];
-        let next = hosts.chain(others.into_iter().flatten()).min().unwrap_or(end);
-        if next >= end {
-            self.now = end;
-            return false;
-        }
-        self.note_progress(next);
-        self.deliver();
-        self.turn_links();
-        self.turn_manager();
-        self.turn_work();
-        self.turn_hosts();
-        self.turn_traffic();
-        true
-    }
-
-    /// A machine whose timer does not move on would keep a daemon's processor busy.
-    fn note_progress(&mut self, next: Time) {
-        self.idle_turns = if next > self.now { 0 } else { self.idle_turns + 1 };
-        if self.idle_turns > IDLE_TURNS {
-            let busy =
-                |node: &Node| node.host.as_ref().and_then(|host| host.next_time).is_some_and(|at| at <= self.now);
-            let hosts: Vec<usize> = (0..self.nodes.len()).filter(|number| busy(&self.nodes[*number])).collect();
-            self.oracle
-                .fail(self.now, &format!("time stands still: timers of nodes {hosts:?} are due again and again"));
-        }
-        self.now = self.now.max(next);
-    }
-
-    fn turn_hosts(&mut self) {
-        let now = self.now;
-        for number in 0..self.nodes.len() {
-            let due = self.nodes[number].host.as_ref().and_then(|host| host.next_time).is_some_and(|at| at <= now);
-            if due {
-                self.with_host(number, |host| host.core.handle_timeout(now));
-            }
-        }
-    }
-
-    fn turn_manager(&mut self) {
-        if self.manager.next_time().is_none_or(|at| at > self.now) {
-            return;
-        }
-        let (frames, removed) = self.manager.turn(self.now);
-        for frames in frames {
-            if let Some(number) = self.number_of(frames.node) {
-                self.send_frames(number, frames.session, frames.frames);
-            }
-        }
-        for (node, session) in removed {
-            let frame = crate::wire::frame::encode(&crate::wire::control::ToAgent::Removed).expect("a short frame");
-            if let Some(number) = self.number_of(node) {
-                self.send_frames(number, session, vec![frame.to_vec()]);
-            }
-        }
-        self.check_state();
+        self.state().ring.phase(phase).map(|epoch| epoch.epoch)
     }
 
     fn number_of(&self, node: NodeId) -> Option<usize> {
         self.nodes.iter().position(|known| known.id == node)
     }
 
+    fn number_at(&self, address: SocketAddr) -> Option<usize> {
+        self.nodes.iter().position(|known| known.addresses.control.ip() == address.ip())
+    }
+
     /// What must hold of the state after each change.
     fn check_state(&mut self) {
-        let state = &self.manager.state;
-        if state.index == self.last_index {
-            return;
+        for number in 0..self.nodes.len() {
+            let node = &self.nodes[number];
+            if !node.gone && self.state().gone.contains_key(&node.id) {
+                (self.nodes[number].gone, self.nodes[number].gone_at) = (true, Some(self.now));
+            }
         }
-        self.last_index = state.index;
-        self.oracle.check_state(state, self.now);
+        self.oracle.check_state(&self.ledger.truth, self.now);
         self.check_owners();
         self.note_members();
-        let state = &self.manager.state;
         let (epoch, at, _) = self.activation;
         if let Some(current) = self.epoch(EpochPhase::Current).filter(|current| *current != epoch) {
-            // What was due by the timer comes a minute after the one before at the least.
-            let hasty = self.now.since(at) < Duration::from_secs(50) && state.ring.keep_previous_secs < 600;
+            // What was due by the timer comes an interval after the one before, give or take what clocks do.
+            let interval = Duration::from_secs(self.state().cluster.spec.key_rotation_secs.into());
+            let soon = self.now.since(at) < interval * 5 / 6;
+            let hasty = soon && (self.hasty || self.state().ring.keep_previous_secs < 600);
             self.activation = (current, self.now, hasty);
         }
     }
 
-    fn turn_work(&mut self) {
-        while let Some(entry) = self.work.first_entry().filter(|entry| entry.key().0 <= self.now) {
-            let (number, boot, work) = entry.remove();
-            if self.nodes[number].boot == boot {
-                self.oracle.note(self.now, format!("{number} {work:?}").as_bytes());
-                let now = self.now;
-                self.with_host(number, |host| host.work_done(work, now));
-            }
-        }
-    }
-
-    /// Does what a host wants done.
-    fn do_wanted(&mut self, number: usize, wanted: Wanted) {
-        let (node, now) = (&self.nodes[number], self.now);
-        let Some(host) = &node.host else { return };
-        if let Some(reason) = &host.core.new_boot {
-            self.oracle.fail(now, &format!("node {number} needs a new boot: {reason}"));
-        }
-        let boots: BTreeMap<SocketAddr, BootId> = if wanted.gossip.is_empty() {
-            BTreeMap::new()
-        } else {
-            host.core.gossip.members().map(|member| (member.address, member.boot)).collect()
-        };
-        let (from, boot) = (node.addresses.gossip, node.boot);
-        let mute: Vec<SocketAddr> =
-            self.nodes.iter().filter(|node| node.mute).map(|node| node.addresses.gossip).collect();
-        for transmit in wanted.gossip {
-            self.oracle.gossiped(&transmit.payload, transmit.to, boots.get(&transmit.to).copied(), now);
-            if !mute.contains(&from) && !mute.contains(&transmit.to) {
-                self.network.send(from, transmit.to, transmit.payload, now);
-            }
-        }
-        for datagram in wanted.data {
-            self.send_datagram(number, datagram);
-        }
-        for work in wanted.work {
-            self.drawn += 1;
-            let delay = Duration::from_millis(self.rng.random_range(2..80));
-            self.work.insert((now + delay, self.drawn), (number, boot, work));
-        }
-        self.tell_manager(number, wanted.messages);
-        if wanted.session {
-            self.want_session(number);
-        }
-    }
-
-    fn send_datagram(&mut self, number: usize, datagram: Datagram) {
-        let from = self.nodes[number].addresses.data;
-        self.oracle.sealed(from, datagram.identity, &datagram.payload, self.now);
-        if self.thieves && self.rng.random_ratio(1, 200) {
-            self.try_theft(&datagram);
-        }
-        self.network.send(from, datagram.to, datagram.payload, self.now);
-    }
-
-    /// All tasks that shall run do, each node that is there has its session, and nothing else is left anywhere.
+    /// All tasks that shall run do, each node that is there has its session, the managers are those that shall be and
+    /// agree, and nothing else is left anywhere.
     fn is_settled(&self) -> bool {
-        let state = &self.manager.state;
+        let state = self.state();
         let replicas = |service: &crate::cluster::Service| match service.spec.mode {
             ServiceMode::Replicated { replicas } => replicas,
             ServiceMode::Global => 0,
@@ -442,7 +350,84 @@ impl Swarm {
         let there = self.nodes.iter().filter(|node| !node.gone && node.host.is_some());
         running.count() as u64 == wanted
             && !state.tasks.values().any(|task| leaving(&task))
-            && there.clone().all(|node| node.link.is_open())
+            && self.are_in_touch()
             && there.clone().all(|node| state.nodes.get(&node.id).is_some_and(|it| it.state == NodeState::Ready))
+            && self.managers_agree()
+    }
+
+    /// Each node that is there has a session that works.
+    fn are_in_touch(&self) -> bool {
+        let there = |number: &usize| !self.nodes[*number].gone && self.nodes[*number].host.is_some();
+        (0..self.nodes.len()).filter(there).all(|number| self.in_touch_since(number).is_some())
+    }
+
+    /// The managers are those that shall be, and hold what is committed.
+    fn managers_agree(&self) -> bool {
+        let state = self.state();
+        let agrees = |node: &Node| {
+            let wanted = members::seat_of(state, node.id);
+            match (&node.manager, wanted) {
+                (None, None) => true,
+                (Some(manager), Some(seat)) => {
+                    let voter = manager.replica.raft.membership().is_voter(seat);
+                    manager.member() == seat && voter && manager.state().index == state.index
+                }
+                _ => node.host.is_none(),
+            }
+        };
+        let extra = state.managers.keys().any(|node| members::seat_of(state, *node).is_none());
+        self.leader.is_some() && !extra && self.nodes.iter().filter(|node| !node.gone).all(agrees)
+    }
+
+    /// Two managers with the same index hold the same state.
+    fn check_replicas(&self) {
+        let truth = self.state();
+        let expected = truth.to_bytes().expect("a state");
+        for (number, node) in self.nodes.iter().enumerate() {
+            let Some(manager) = node.manager.as_ref().filter(|it| it.state().index == truth.index) else { continue };
+            if manager.state().to_bytes().expect("a state") != expected {
+                self.oracle.fail(self.now, &format!("the state of node {number} is not what was committed"));
+            }
+        }
+    }
+}
+
+/// The state of a new swarm, and its nodes.
+fn first_state(rng: &mut StdRng, setup: &Setup, now: Time) -> (State, Vec<Node>) {
+    let at = UnixTime(START + now.0 / 1_000_000);
+    let command = Command::Init {
+        cluster: ClusterId::from_random(random(rng)),
+        fork: Fork(START),
+        spec: setup.spec.clone(),
+        worker_secret: Zeroizing::new(random(rng)),
+        manager_secret: Zeroizing::new(random(rng)),
+        authority: CertificateAuthority { certificate: vec![3; 64], key: Zeroizing::new(vec![4; 64]) },
+        attestation: Key32::new(random(rng)),
+        current: Key32::new(random(rng)),
+        next: Key32::new(random(rng)),
+    };
+    let mut state = State::init(&Entry { at, command }).expect("a first entry");
+    let mut nodes = Vec::new();
+    for number in 0..setup.nodes {
+        let node = Node::new(NodeId::from_random(random(rng)), number, now);
+        let role = if number < setup.managers { Role::Manager } else { Role::Worker };
+        let (added, _) = state.apply(&Entry { at, command: admission(&node, number, role, state.root_digest()) });
+        added.expect("a new node");
+        nodes.push(node);
+    }
+    (state, nodes)
+}
+
+/// The command that admits a node, with a certificate under this root.
+fn admission(node: &Node, number: usize, role: Role, root: [u8; 32]) -> Command {
+    Command::AddNode {
+        id: node.id,
+        role,
+        hostname: format!("host{number}"),
+        software: "sim".into(),
+        addresses: node.addresses,
+        availability: Availability::Active,
+        certificate_expires: UnixTime(START + 90 * 86_400),
+        root,
     }
 }

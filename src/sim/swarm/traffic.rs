@@ -1,7 +1,7 @@
 //! Packets between containers, and what has to become of them; a thief that tries to open them.
 
 use super::oracle::Packet;
-use super::{DATA_PORT, GOSSIP_PORT, Swarm};
+use super::{CONTROL_PORT, DATA_PORT, GOSSIP_PORT, Swarm};
 use crate::crypto::X25519Secret;
 use crate::dataplane::simulated::Datagram;
 use crate::esp::{SaDatabase, SaKeys, WorkerShare};
@@ -32,8 +32,7 @@ pub(super) struct Endpoint {
 impl Swarm {
     /// The endpoints of the tasks that run both by the managers' word and in fact.
     pub(super) fn endpoints(&self) -> Vec<Endpoint> {
-        let state = &self.manager.state;
-        let start = state.cluster.created_at.0;
+        let state = self.state();
         let mut found = Vec::new();
         for task in state.tasks.values() {
             if !task.is_live() || task.status.state != TaskState::Running {
@@ -44,7 +43,7 @@ impl Swarm {
                 let key = EndpointKey { network: attachment.network, task: task.id };
                 let host = self.nodes[node].host.as_ref();
                 if host.is_some_and(|host| host.containers.contains_key(&key)) {
-                    let running_since = Time((task.status.at.0 - start + 1) * 1_000_000);
+                    let running_since = self.ledger.running_since(task.id).unwrap_or(self.now);
                     found.push(Endpoint { key, node, address: attachment.address.addr(), running_since });
                 }
             }
@@ -70,7 +69,7 @@ impl Swarm {
         };
         let (_, at, hasty) = self.activation;
         let hasty = hasty && self.now.since(at) < SETTLING;
-        !self.parted && !hasty && self.manager.up && well(from) && well(to)
+        !self.parted && !hasty && well(from) && well(to)
     }
 
     /// A container sends a packet to another; gives its number.
@@ -80,7 +79,7 @@ impl Swarm {
         let to_boot = self.nodes[to.node].host.as_ref().map(|_| self.nodes[to.node].boot);
         let packet = Packet { from: from.key, to: to.key, to_boot, expected, delivered: None };
         self.oracle.packets.insert(number, packet);
-        let now = self.now;
+        let (now, local) = (self.now, self.local(from.node));
         let Some(host) = &mut self.nodes[from.node].host else { return number };
         let Some(container) = host.containers.get(&from.key) else { return number };
         let inner = inner_packet(from.address, to.address, number);
@@ -88,7 +87,7 @@ impl Swarm {
         if written.is_err() && !expected {
             return number;
         }
-        match host.plane.transmit(from.key, number, now) {
+        match host.plane.transmit(from.key, number, local) {
             Some(datagram) => {
                 let held: Vec<Epoch> = host.core.keys.epochs().into_iter().map(|(epoch, _)| epoch).collect();
                 self.oracle.check_confirmed(&datagram.identity, &held, now);
@@ -109,7 +108,7 @@ impl Swarm {
         self.oracle.packets.get(&number).is_some_and(|packet| packet.delivered.is_none())
     }
 
-    fn explain(&self, number: u64, from: usize, to: usize, what: &str) -> ! {
+    pub(super) fn explain(&self, number: u64, from: usize, to: usize, what: &str) -> ! {
         let Some(packet) = self.oracle.packets.get(&number) else { self.oracle.fail(self.now, what) };
         let network = packet.from.network;
         let view = |own: usize, other: usize| {
@@ -146,8 +145,9 @@ impl Swarm {
                 continue;
             };
             self.oracle.note(self.now, &delivery.payload);
-            let now = self.now;
+            let now = self.local(number);
             match delivery.to.port() {
+                CONTROL_PORT => self.take_consensus_message(number, delivery.from.ip(), &delivery.payload),
                 GOSSIP_PORT => self.with_host(number, |host| {
                     host.core.gossip.handle_datagram(delivery.from, &delivery.payload, now);
                 }),
@@ -168,7 +168,7 @@ impl Swarm {
         let Some(packet) = self.oracle.packets.get(&number) else { return };
         let there = self.nodes[at].host.as_ref().is_some_and(|host| host.containers.contains_key(&packet.to));
         let same_boot = packet.to_boot == Some(self.nodes[at].boot);
-        let live = |key: &EndpointKey| self.manager.state.tasks.get(&key.task).is_some_and(|task| task.is_live());
+        let live = |key: &EndpointKey| self.state().tasks.get(&key.task).is_some_and(|task| task.is_live());
         let over = !live(&packet.from) || !live(&packet.to) || self.nodes[at].gone;
         if !packet.expected || !there || !same_boot || over {
             return;
@@ -237,7 +237,7 @@ impl Swarm {
     /// Only nodes with a task on a network hold a key of it; a node that has no session may not know yet that its
     /// last task is forgotten.
     fn check_holders(&self) {
-        let networks: Vec<NetworkId> = self.manager.state.networks.keys().copied().collect();
+        let networks: Vec<NetworkId> = self.state().networks.keys().copied().collect();
         for (number, node) in self.nodes.iter().enumerate() {
             let told = self.in_touch_since(number).is_some_and(|since| self.now.since(since) > Duration::from_secs(1));
             let Some(host) = node.host.as_ref().filter(|_| told) else { continue };
@@ -255,17 +255,20 @@ impl Swarm {
         let live = self.nodes.iter().filter(|node| !node.gone).filter_map(|node| node.host.as_ref());
         let containers = live.flat_map(|host| &host.containers);
         let there: Vec<_> = containers.map(|(key, container)| (*key, container.address)).collect();
-        self.oracle.check_owners(&self.manager.state, &there, self.now);
+        self.oracle.check_owners(self.state(), &there, self.now);
     }
 
     /// Nothing of a removed node is used by a node that has heard of it, by the managers or by gossip.
     fn check_gone(&self) {
+        // Since when there is a node that the managers tell and that tells others.
+        let spread = |number: usize| Some(self.in_touch_since(number)?.max(self.nodes[number].steady_since));
+        let spread_since = (0..self.nodes.len()).filter_map(spread).min();
         for (number, node) in self.nodes.iter().enumerate() {
             let Some(host) = node.host.as_ref().filter(|_| !node.gone) else { continue };
             for gone in self.nodes.iter().filter_map(|node| node.gone_at.map(|at| (node.id, at))) {
                 let told = |since: Time| self.now.since(since.max(gone.1)) > GONE_HEARD;
                 let by_session = self.in_touch_since(number).is_some_and(told);
-                let by_gossip = !self.parted && told(node.steady_since);
+                let by_gossip = !self.parted && told(node.steady_since) && spread_since.is_some_and(told);
                 if (by_session || by_gossip) && host.uses(gone.0) {
                     let text = format!("node {number} uses node {} which is gone since {}", gone.0, gone.1.0);
                     self.oracle.fail(self.now, &text);
@@ -283,7 +286,7 @@ impl Swarm {
 
     /// Notes who has just left a network: a node has a moment to forget the key.
     pub(super) fn note_members(&mut self) {
-        let state = &self.manager.state;
+        let state = &self.ledger.truth;
         let on =
             |network: &NetworkId| state.members(*network).into_iter().map(|node| (node, *network)).collect::<Vec<_>>();
         let members: BTreeSet<(NodeId, NetworkId)> = state.networks.keys().flat_map(on).collect();
