@@ -9,7 +9,7 @@ use super::push::{Collector, Push};
 use super::runtime::Managers;
 use super::session::SessionEvent;
 use super::tasks::{StartError, TaskTable};
-use crate::dataplane::{DataCommand, DataEvent, Dataplane};
+use crate::dataplane::{DataCommand, DataEvent, Dataplane, Offloads};
 use crate::helper::HelperClient;
 use crate::sys::clock::Clock;
 use crate::sys::tun::TunDevice;
@@ -112,6 +112,10 @@ pub(super) struct Engine {
     pub(super) gossip_socket: smol::Async<UdpSocket>,
     pub(super) tasks: TaskTable,
     pub(super) dataplane: Dataplane,
+    /// What this node's operator allows of what kernel and devices can do.
+    pub(super) allowed_offloads: Offloads,
+    /// The same without what the swarm does not: what the data plane was told.
+    pub(super) offloads: Offloads,
     pub(super) helper: HelperClient,
     pub(super) outcomes: Sender<Outcome>,
     pub(super) link: Link,
@@ -332,6 +336,11 @@ impl Engine {
                 self.link.known.clone_from(&swarm.managers);
                 // Only the newest word counts; nobody listens any more when this membership ends.
                 let _ = self.link.told.force_send(swarm.managers.clone());
+            }
+            let offloads = self.allowed_offloads.minus(swarm.disabled_offloads);
+            if std::mem::replace(&mut self.offloads, offloads) != offloads {
+                tracing::info!(in_use = %offloads, "the swarm's offloads have changed");
+                self.core.commands.push(DataCommand::SetOffloads(offloads));
             }
             self.link.heartbeat_secs.store(swarm.heartbeat_secs, std::sync::atomic::Ordering::Relaxed);
             if self.link.told_roots != swarm.roots {

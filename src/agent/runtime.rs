@@ -100,6 +100,8 @@ impl Runtime {
             gossip_socket,
             tasks: TaskTable::default(),
             dataplane,
+            allowed_offloads: environment.offloads,
+            offloads: environment.offloads,
             helper: environment.helper.clone(),
             outcomes,
             link,

@@ -79,6 +79,9 @@ struct Init {
     /// ended tasks that are kept to be looked at, for each replica (default: 5)
     #[argh(option, arg_name = "count")]
     task_history_limit: Option<u32>,
+    /// offloads that no node may use, with commas between them: tso, uso, udp-gso, udp-gro, join-tcp, join-udp
+    #[argh(option, arg_name = "list")]
+    disable_offload: Option<String>,
     /// pool that networks are cut from (default: 10.0.0.0/8)
     #[argh(option, arg_name = "subnet")]
     default_addr_pool: Vec<String>,
@@ -97,6 +100,7 @@ impl Init {
             rotation: self.key_rotation_interval,
             certificate: self.cert_expiry,
             task_history: self.task_history_limit,
+            disabled_offloads: self.disable_offload,
         };
         let spec = spec.to_spec()?;
         let request = SwarmInit {
@@ -125,10 +129,13 @@ struct Settings {
     rotation: Option<Duration>,
     certificate: Option<Duration>,
     task_history: Option<u32>,
+    /// Names with commas between them.
+    disabled_offloads: Option<String>,
 }
 
 impl Settings {
-    const NONE: Settings = Settings { heartbeat: None, rotation: None, certificate: None, task_history: None };
+    const NONE: Settings =
+        Settings { heartbeat: None, rotation: None, certificate: None, task_history: None, disabled_offloads: None };
 
     /// As the API takes them: zero leaves a duration as it is.
     fn to_spec(&self) -> Result<SwarmSpec, Failure> {
@@ -145,7 +152,13 @@ impl Settings {
             orchestration: Orchestration { task_history_retention_limit: self.task_history.map(i64::from) },
             dispatcher: Dispatcher { heartbeat_period: nanoseconds(self.heartbeat)? },
             ca_config: CaConfig { node_cert_expiry: nanoseconds(self.certificate)?, ..CaConfig::default() },
-            formic: FormicSwarmSpec { key_rotation_seconds: rotation.as_secs() },
+            formic: FormicSwarmSpec {
+                key_rotation_seconds: rotation.as_secs(),
+                disabled_offloads: self
+                    .disabled_offloads
+                    .as_ref()
+                    .map(|list| list.split(',').map(str::to_owned).collect()),
+            },
             ..SwarmSpec::default()
         })
     }
@@ -340,6 +353,9 @@ struct Update {
     /// ended tasks that are kept to be looked at, for each replica
     #[argh(option, arg_name = "count")]
     task_history_limit: Option<u32>,
+    /// offloads that no node may use from now on, with commas between them, or none
+    #[argh(option, arg_name = "list")]
+    disable_offload: Option<String>,
 }
 
 impl Update {
@@ -349,6 +365,7 @@ impl Update {
             rotation: self.key_rotation_interval,
             certificate: self.cert_expiry,
             task_history: self.task_history_limit,
+            disabled_offloads: self.disable_offload,
         };
         if settings == Settings::NONE {
             return Err(Failure::new("nothing to update: see 'formic swarm update --help' for what can be changed"));

@@ -94,9 +94,10 @@ fn describe(info: &DaemonInfo) -> String {
 }
 
 /// The swarm's settings in Docker's words, and the interval of key rotations.
-fn describe_settings(cluster: &ClusterInfo) -> [String; 4] {
+fn describe_settings(cluster: &ClusterInfo) -> [String; 5] {
     let seconds = |nanoseconds: u64| duration::short(nanoseconds / 1_000_000_000);
     let spec = &cluster.spec;
+    let disabled = spec.formic.disabled_offloads.clone().unwrap_or_default();
     [
         format!(
             " Task History Retention Limit: {}",
@@ -105,6 +106,7 @@ fn describe_settings(cluster: &ClusterInfo) -> [String; 4] {
         format!(" Heartbeat Period: {}", seconds(spec.dispatcher.heartbeat_period)),
         format!(" Certificate Expiry Duration: {}", seconds(spec.ca_config.node_cert_expiry)),
         format!(" Key Rotation Interval: {}", duration::short(spec.formic.key_rotation_seconds)),
+        format!(" Disabled Offloads: {}", if disabled.is_empty() { "none".into() } else { disabled.join(", ") }),
     ]
 }
 

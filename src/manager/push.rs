@@ -51,6 +51,7 @@ fn swarm_view(state: &State) -> SwarmView {
         cluster: state.cluster.id,
         fork: state.cluster.fork,
         heartbeat_secs: state.cluster.spec.heartbeat_secs,
+        disabled_offloads: state.cluster.spec.disabled_offloads,
         managers: state.manager_views(),
         attestation: state.attestation_keys(),
         roots: state.roots().into_iter().map(<[u8]>::to_vec).collect(),

@@ -5,6 +5,7 @@
 
 mod id;
 mod key;
+mod offloads;
 mod placement;
 mod queues;
 mod spec;
@@ -15,6 +16,7 @@ pub use id::{
     Transform,
 };
 pub use key::{Key32, PublicKey, VerifyingKeyId, carried_key};
+pub use offloads::{Offload, Offloads, UnknownOffload};
 pub use placement::{Attribute, Constraint, ConstraintError, Machine, Placement, Resources, ServiceMode};
 pub use queues::{Queues, QueuesError};
 pub use spec::{

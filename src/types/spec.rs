@@ -2,7 +2,8 @@
 //! the API.
 
 use super::{
-    EndpointKey, Generation, NetworkId, NodeId, Placement, Resources, ServiceId, ServiceMode, TaskId, UnixTime,
+    EndpointKey, Generation, NetworkId, NodeId, Offloads, Placement, Resources, ServiceId, ServiceMode, TaskId,
+    UnixTime,
 };
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -54,6 +55,8 @@ pub struct ClusterSpec {
     pub certificate_secs: u64,
     /// Ended tasks of a place that are kept to be looked at. 0..=100.
     pub task_history: u32,
+    /// What no node may use of what its kernel and its devices can do.
+    pub disabled_offloads: Offloads,
     /// How often the root certificate was replaced on wish: Docker's counter, which the client raises to ask for it.
     pub force_rotate: u64,
     /// The pool that networks without `--subnet` are cut from.
@@ -71,6 +74,7 @@ impl Default for ClusterSpec {
             key_rotation_secs: 12 * 3600,
             certificate_secs: 90 * 24 * 3600,
             task_history: 5,
+            disabled_offloads: Offloads::NONE,
             force_rotate: 0,
             address_pool: IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 0, 0, 0), 8)),
             subnet_prefix: 24,

@@ -4,7 +4,7 @@
 
 use crate::types::{
     Availability, BootId, ClusterId, Epoch, EpochPhase, Fork, Key32, Machine, NetworkId, NodeAddresses, NodeId,
-    PublicKey, Queues, Role, TaskAssignment, TaskId, TaskStatus, Transform, carried_key,
+    Offloads, PublicKey, Queues, Role, TaskAssignment, TaskId, TaskStatus, Transform, carried_key,
 };
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -242,6 +242,8 @@ pub struct SwarmView {
     pub fork: Fork,
     /// Seconds between heartbeats.
     pub heartbeat_secs: u32,
+    /// What no node may use of what its kernel and its devices can do.
+    pub disabled_offloads: Offloads,
     /// The managers.
     pub managers: Vec<ManagerView>,
     /// The Ed25519 keys that sign records: at most two.

@@ -3,7 +3,8 @@
 use super::*;
 use crate::crypto::SigningKey;
 use crate::types::{
-    BootId, ClusterId, EndpointKey, EpochPhase, Generation, Id, NodeAddresses, PublicKey, Queues, TaskId, Transform,
+    BootId, ClusterId, EndpointKey, EpochPhase, Generation, Id, NodeAddresses, Offloads, PublicKey, Queues, TaskId,
+    Transform,
 };
 use crate::wire::control::{EpochView, NetworkKey, RingView};
 use crate::wire::record::{EndpointBody, RecordVersion, RingRecord};
@@ -83,6 +84,7 @@ fn push(epochs: [u32; 3], records: Vec<Vec<u8>>) -> Push {
             cluster: CLUSTER,
             fork: FORK,
             heartbeat_secs: 5,
+            disabled_offloads: Offloads::NONE,
             managers: Vec::new(),
             attestation,
             roots: Vec::new(),

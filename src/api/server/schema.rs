@@ -94,7 +94,7 @@ const SWARM_SPEC: Shape = Object(&[
     ("Orchestration", Object(&[("TaskHistoryRetentionLimit", Any)])),
     ("Dispatcher", Object(&[("HeartbeatPeriod", Any)])),
     ("CAConfig", Object(&[("NodeCertExpiry", Any)])),
-    ("Formic", Object(&[("KeyRotationSeconds", Any)])),
+    ("Formic", Object(&[("KeyRotationSeconds", Any), ("DisabledOffloads", Any)])),
 ]);
 
 /// `POST /swarm/join`.

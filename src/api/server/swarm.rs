@@ -8,7 +8,7 @@ use super::{manager_state, networks, nodes, respond, schema, time};
 use crate::agent::{InitRequest, JoinTarget, SwarmState};
 use crate::api::types as api;
 use crate::cluster::{Command, NewTokens, State, limits};
-use crate::types::{Availability, ClusterSpec};
+use crate::types::{Availability, ClusterSpec, Offloads};
 use hyper::StatusCode;
 use ipnet::IpNet;
 use serde_json::Value;
@@ -121,6 +121,10 @@ fn apply_settings(spec: &mut ClusterSpec, wanted: &api::SwarmSpec) -> Result<(),
         }
         spec.key_rotation_secs = wanted.formic.key_rotation_seconds as u32;
     }
+    if let Some(names) = &wanted.formic.disabled_offloads {
+        spec.disabled_offloads =
+            Offloads::parse_list(&names.join(",")).map_err(|error| ApiError::bad_request(error.to_string()))?;
+    }
     Ok(())
 }
 
@@ -193,7 +197,10 @@ fn swarm_spec(spec: &ClusterSpec) -> api::SwarmSpec {
             node_cert_expiry: spec.certificate_secs.saturating_mul(NANOSECONDS),
             force_rotate: spec.force_rotate,
         },
-        formic: api::FormicSwarmSpec { key_rotation_seconds: u64::from(spec.key_rotation_secs) },
+        formic: api::FormicSwarmSpec {
+            key_rotation_seconds: u64::from(spec.key_rotation_secs),
+            disabled_offloads: Some(spec.disabled_offloads.iter().map(|offload| offload.name().to_owned()).collect()),
+        },
         ..api::SwarmSpec::default()
     }
 }
@@ -223,12 +230,13 @@ pub(super) async fn update(backend: &dyn Backend, request: &Request) -> Result<r
 }
 
 /// The settings that may be changed.
-const CHANGEABLE: [[&str; 2]; 5] = [
+const CHANGEABLE: [[&str; 2]; 6] = [
     ["Dispatcher", "HeartbeatPeriod"],
     ["CAConfig", "NodeCertExpiry"],
     ["CAConfig", "ForceRotate"],
     ["Orchestration", "TaskHistoryRetentionLimit"],
     ["Formic", "KeyRotationSeconds"],
+    ["Formic", "DisabledOffloads"],
 ];
 
 /// Refuses what differs from the settings as they are, but for those of [`CHANGEABLE`]: the client sends them all.

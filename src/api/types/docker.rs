@@ -233,6 +233,8 @@ docker_type! {
     struct FormicSwarmSpec {
         /// Seconds between two key rotations; 0 is the default or leaves it.
         key_rotation_seconds: u64,
+        /// Names of offloads that no node may use; none given leaves them.
+        #[serde(skip_serializing_if = "is_default")] disabled_offloads: Option<Vec<String>>,
     }
     struct Orchestration { task_history_retention_limit: Option<i64> }
     struct RaftConfig { election_tick: u64, heartbeat_tick: u64 }

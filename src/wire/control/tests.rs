@@ -1,7 +1,9 @@
 //! Golden bytes: a change of what goes over the wire is a new ALPN.
 
 use super::*;
-use crate::types::{Attachment, ContainerSpec, Generation, Resources, ServiceId, TaskState, UnixTime};
+use crate::types::{
+    Attachment, ContainerSpec, Generation, Offload, Offloads, Resources, ServiceId, TaskState, UnixTime,
+};
 use crate::wire::frame;
 
 fn hex(bytes: &[u8]) -> String {
@@ -127,6 +129,7 @@ fn to_agent(node: NodeId, ring: RingView) -> Vec<ToAgent> {
         cluster: ClusterId::from_random([4; 17]),
         fork: Fork(1_700_000_000),
         heartbeat_secs: 5,
+        disabled_offloads: Offloads::NONE.with(Offload::UdpGro),
         managers: vec![ManagerView { node, seat: 9, address: "10.77.0.1:2377".parse().unwrap() }],
         attestation: vec![PublicKey([8; 32])],
         roots: vec![vec![0x30, 0x82]],

@@ -104,6 +104,17 @@ fn settings_change_one_version_at_a_time() {
     assert_eq!(api.call("POST", &format!("/v1.50/swarm/update?version={version}"), &change).0, 200);
     let spec = api.fake.current().cluster.spec.clone();
     assert_eq!((spec.task_history, spec.certificate_secs, spec.heartbeat_secs), (0, 7200, 10));
+    let offloads = |names: Value| {
+        let version = api.get("/swarm")["Version"]["Index"].as_u64().unwrap();
+        let change = json!({"Formic": {"DisabledOffloads": names}});
+        assert_eq!(api.call("POST", &format!("/v1.50/swarm/update?version={version}"), &change).0, 200);
+        let shown = api.get("/swarm")["Spec"]["Formic"]["DisabledOffloads"].clone();
+        (api.fake.current().cluster.spec.disabled_offloads.to_string(), shown)
+    };
+    let two = json!(["tso", "udp-gro"]);
+    assert_eq!(offloads(json!(["udp-gro", "tso"])), ("tso, udp-gro".into(), two.clone()));
+    assert_eq!(offloads(Value::Null), ("tso, udp-gro".into(), two), "what is not given stays");
+    assert_eq!(offloads(json!([])), ("none".into(), json!([])));
     assert_eq!(api.get("/info")["Swarm"]["Cluster"]["Spec"]["Orchestration"]["TaskHistoryRetentionLimit"], 0);
     let version = api.get("/swarm")["Version"]["Index"].as_u64().unwrap();
     for (change, expected) in [
@@ -114,6 +125,7 @@ fn settings_change_one_version_at_a_time() {
         (json!({"CAConfig": {"NodeCertExpiry": 60_000_000_000u64}}), "certificate expiry"),
         (json!({"EncryptionConfig": {"AutoLockManagers": true}}), "AutoLockManagers"),
         (json!({"Labels": {"a": "b"}}), "Labels.a"),
+        (json!({"Formic": {"DisabledOffloads": ["gro"]}}), "there is no offload \"gro\""),
     ] {
         let text = api.refused("POST", &format!("/swarm/update?version={version}"), &change, 400);
         assert!(text.contains(expected), "{text}");
