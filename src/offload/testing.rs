@@ -294,6 +294,30 @@ pub(crate) fn normalised(mut packet: Vec<u8>) -> Vec<u8> {
     packet
 }
 
+/// Makes the checksums of a damaged packet right, as far as there is a place for them.
+pub(crate) fn repair_checksums(packet: &mut [u8]) -> Option<()> {
+    let (transport, protocol) = match packet.first()? >> 4 {
+        4 => {
+            super::split::put_ipv4_checksum(packet);
+            (20, *packet.get(9)?)
+        }
+        6 => (40, *packet.get(6)?),
+        _ => return None,
+    };
+    let addresses = if transport == 20 { 12..20 } else { 8..40 };
+    let at = transport + if protocol == 17 { 6 } else { 16 };
+    packet.get_mut(at..at + 2)?.fill(0);
+    let segment = packet.get(transport..)?;
+    let sum = etherparse::checksum::Sum16BitWords::new()
+        .add_slice(packet.get(addresses)?)
+        .add_2bytes([0, protocol])
+        .add_2bytes((segment.len() as u16).to_be_bytes())
+        .add_slice(segment);
+    let sum = sum.to_ones_complement_with_no_zero().to_ne_bytes();
+    packet.get_mut(at..at + 2)?.copy_from_slice(&sum);
+    Some(())
+}
+
 fn framed(header: &VnetHeader, packet: &[u8]) -> Vec<u8> {
     [&header.emit()[..], packet].concat()
 }

@@ -1,3 +1,5 @@
+mod mutations;
+
 use super::testing::{Sent, Traffic, normalised};
 use super::*;
 use etherparse::checksum::Sum16BitWords;
@@ -131,7 +133,7 @@ fn super_packets_are_cut_into_what_a_kernel_without_offloads_sends() {
 #[test]
 fn joined_packets_are_the_same_packets_again() {
     let (mut packets_in, mut frames_out) = (0, 0);
-    for seed in 0..400 {
+    for seed in 0..200 {
         let mut random = StdRng::seed_from_u64(seed);
         let mut traffic = traffic(seed % 2 == 1, &mut random);
         let packets: Vec<Vec<u8>> = (0..20).flat_map(|_| traffic.next(&mut random).packets).collect();
@@ -266,34 +268,5 @@ proptest! {
         if let Ok(header) = VnetHeader::parse(&octets) {
             prop_assert_eq!(VnetHeader::parse(&header.emit()), Ok(header));
         }
-    }
-
-    /// Whatever a device or a peer gives: nothing panics, and nothing reads beyond it.
-    #[test]
-    fn mutated_frames_and_packets_do_no_harm(seed: u64) {
-        let mut random = StdRng::seed_from_u64(seed);
-        let mut traffic = traffic(seed % 2 == 1, &mut random);
-        let mut sent = traffic.next(&mut random);
-        sent.frame.truncate(3000);
-        for _ in 0..4 {
-            let at = random.random_range(0..sent.frame.len().min(100));
-            sent.frame[at] = random.random();
-        }
-        if let Ok(packets) = cut(&sent.frame) {
-            prop_assert!(packets.iter().all(|packet| !packet.is_empty()));
-        }
-        let mut packets: Vec<Vec<u8>> = sent.packets.into_iter().take(8).collect();
-        for packet in &mut packets {
-            if random.random_bool(0.5) {
-                let at = random.random_range(0..packet.len().min(80));
-                packet[at] = random.random();
-            }
-            if random.random_bool(0.1) {
-                packet.truncate(random.random_range(0..packet.len()));
-            }
-        }
-        packets.retain(|packet| !packet.is_empty());
-        let again: Vec<Vec<u8>> = joined(&packets).iter().flat_map(|frame| cut(frame).unwrap()).collect();
-        prop_assert_eq!(without_meaningless(&again), without_meaningless(&packets));
     }
 }
