@@ -17,9 +17,9 @@ use crate::overlay::{DropReason, LocalIndex};
 use crate::sys::udp::{BATCH_DATAGRAMS, ReceivedDatagram};
 use crate::wire::ip::IpView;
 use nix::errno::Errno;
-use nix::sys::uio::writev;
 use std::io::IoSlice;
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 
 /// Octets of a receive buffer: the longest train. Three cache lines more, so that the buffers do not all begin in the
 /// same set of the cache.
@@ -232,7 +232,7 @@ impl Endpoint {
         let octets = header.emit();
         let parts = [IoSlice::new(&octets), IoSlice::new(packet)];
         let parts = if self.vnet { &parts[..] } else { parts.get(1..).unwrap_or_default() };
-        writev(&self.tun, parts).map(drop)
+        (self.write)(self.tun.as_fd(), parts).map(drop)
     }
 
     /// Writes a run as one super-packet; `None` when it must be delivered packet by packet.
@@ -249,7 +249,7 @@ impl Endpoint {
             *part = IoSlice::new(packet.get(run.header_len()..).unwrap_or_default());
         }
         let packets = run.packets().len();
-        match writev(&self.tun, parts.get(..2 + packets).unwrap_or_default()) {
+        match (self.write)(self.tun.as_fd(), parts.get(..2 + packets).unwrap_or_default()) {
             Ok(_) => Some(Ok(Traffic { packets: packets as u64, bytes: bytes_of_packets })),
             Err(Errno::EINVAL) => None,
             Err(errno) => Some(Err((write_error(errno), packets as u64))),

@@ -134,9 +134,19 @@ impl SendBatch {
 
     /// Sends what there is. What the socket has no room for stays, and the batch is blocked.
     pub(super) fn flush(&mut self, socket: BorrowedFd<'_>, peers: &mut [Peer], drops: &mut DropCounters) {
+        self.flush_by(|messages| udp::send_batch(socket, messages), peers, drops);
+    }
+
+    /// The same by a kernel that acts like [`udp::send_batch`].
+    pub(super) fn flush_by(
+        &mut self,
+        mut send: impl FnMut(&mut dyn Iterator<Item = Message<'_>>) -> io::Result<usize>,
+        peers: &mut [Peer],
+        drops: &mut DropCounters,
+    ) {
         while !self.blocked && self.next.train < self.trains.len() {
             self.counters.calls += 1;
-            let sent = udp::send_batch(socket, self.messages(peers).map(|(message, _)| message));
+            let sent = send(&mut self.messages(peers).map(|(message, _)| message));
             match sent {
                 Ok(0) => self.drop_first(DropReason::NoPeerAddress, peers, drops),
                 Ok(count) => self.advance(count, peers),

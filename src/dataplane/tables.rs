@@ -14,11 +14,15 @@ use crate::types::{EndpointKey, Epoch, NetworkId, NodeId, Time, Transform};
 use slab::Slab;
 use socket2::SockAddr;
 use std::collections::{BTreeSet, HashMap};
+use std::io::IoSlice;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// Nodes that a worker can number: far more than a swarm has in the life of a daemon. Numbers are not used again.
 const MAX_PEERS: usize = 1 << 16;
+
+/// How a device is written: a packet that lies in several pieces.
+pub(super) type DeviceWrite = fn(BorrowedFd<'_>, &[IoSlice<'_>]) -> nix::Result<usize>;
 
 /// A local endpoint and its device.
 pub(super) struct Endpoint {
@@ -26,6 +30,7 @@ pub(super) struct Endpoint {
     pub(super) network: usize,
     pub(super) address: IpAddr,
     pub(super) tun: Polled<OwnedFd>,
+    pub(super) write: DeviceWrite,
     pub(super) vnet: bool,
     /// What is used of what its device can do.
     pub(super) offloads: Offloads,

@@ -1,5 +1,7 @@
 //! The data plane whole, over loopback: what passes, what must not, and what is counted.
 
+mod devices;
+mod fairness;
 mod harness;
 mod offloads;
 mod refusals;

@@ -115,6 +115,7 @@ impl Tables {
             network,
             address,
             tun,
+            write: |device, pieces| nix::sys::uio::writev(device, pieces),
             vnet,
             offloads,
             queued: false,

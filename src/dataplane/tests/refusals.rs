@@ -3,7 +3,7 @@
 use crate::dataplane::sending::SendBatch;
 use crate::dataplane::tables::Peer;
 use crate::overlay::{DropCounters, DropReason, PeerIndex};
-use crate::sys::udp;
+use crate::sys::udp::{self, Message};
 use socket2::SockAddr;
 use std::net::UdpSocket;
 use std::os::fd::AsFd;
@@ -64,6 +64,33 @@ fn a_refused_train_is_sent_singly_as_sealed_and_remembered() {
         assert_eq!(batch.counters().refused_trains, 1, "once");
     }
     assert_eq!(drops.total(), 0);
+}
+
+#[test]
+fn a_train_that_is_refused_between_others_is_sent_once_and_in_order() {
+    for errno in [libc::EIO, libc::EINVAL] {
+        let (_socket, mut peers) = receiver();
+        let (mut batch, mut drops) = (SendBatch::new(true), DropCounters::default());
+        // Two trains with a single datagram of another length before, between and after them.
+        let lengths = [700, 500, 500, 500, 300, 900, 400, 400, 100];
+        push(&mut batch, &lengths);
+        let mut sent = Vec::new();
+        let kernel = |messages: &mut dyn Iterator<Item = Message<'_>>| {
+            let mut taken = 0;
+            for message in messages.take(2) {
+                if message.segment != 0 {
+                    return if taken > 0 { Ok(taken) } else { Err(std::io::Error::from_raw_os_error(errno)) };
+                }
+                sent.push(message.octets.to_vec());
+                taken += 1;
+            }
+            Ok(taken)
+        };
+        batch.flush_by(kernel, &mut peers, &mut drops);
+        assert!((1u8..).zip(&lengths).map(|(number, &length)| vec![number; length]).eq(sent));
+        assert!(!peers[0].takes_trains());
+        assert_eq!((batch.counters().refused_trains, batch.counters().datagrams, drops.total()), (1, 9, 0));
+    }
 }
 
 #[test]
