@@ -10,7 +10,7 @@
 //! ```
 //! Those that are not measured are idle.
 
-use super::options::Formic;
+use super::options::{Formic, Options};
 use anyhow::{Context, Result, ensure};
 use netns_tests::process::{self, Background, COMMAND_DEADLINE};
 use netns_tests::swarm::FAST;
@@ -65,7 +65,7 @@ impl Underlay {
 const WIRE_LACKS: [&str; 3] = ["tx-udp-segmentation", "tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation"];
 
 /// A congestion control that does not pace, and that every kernel allows in every namespace.
-const UNPACED: &str = "reno";
+pub const UNPACED: &str = "reno";
 
 /// Names of the lanes, in the order of the report. Further binaries of Formic have lanes `formic.2` and so on.
 pub const LANES: [&str; 7] = [VETH, VXLAN, WIREGUARD_GO, BORINGTUN, FORMIC, FORMIC_PLAIN, FORMIC_LOCAL];
@@ -96,6 +96,8 @@ pub struct Lane {
     pub address: IpAddr,
     /// Processes that carry the packets; none when the kernel does.
     pub processes: Vec<u32>,
+    /// Between two other tasks of the same hosts.
+    pub neighbour: Option<Box<Lane>>,
 }
 
 impl Lane {
@@ -124,18 +126,21 @@ pub struct Bed {
 
 impl Bed {
     /// Sets up the lanes that are wanted.
-    pub fn new(underlay: Underlay, binaries: &[Formic], wanted: impl Fn(&str) -> bool) -> Result<Bed> {
+    pub fn new(underlay: Underlay, options: &Options) -> Result<Bed> {
+        let wanted = |lane: &str| options.wants_lane(lane);
         let mut bed = Bed { lanes: Vec::new(), tunnels: Vec::new(), nets: Vec::new(), swarms: Vec::new() };
         if [VETH, VXLAN, WIREGUARD_GO, BORINGTUN].into_iter().any(&wanted) {
             bed.add_peers(underlay, &wanted)?;
         }
         if [FORMIC, FORMIC_PLAIN, FORMIC_LOCAL].into_iter().any(&wanted) {
-            for (number, binary) in (1..).zip(binaries) {
+            for (number, binary) in (1..).zip(&options.formic) {
                 bed.add_formic(underlay, number, binary, &wanted);
             }
         }
         ensure!(!bed.lanes.is_empty(), "nothing to measure");
-        bed.lanes.iter().try_for_each(Lane::begin_unpaced)?;
+        if !options.machine_congestion {
+            bed.lanes.iter().try_for_each(Lane::begin_unpaced)?;
+        }
         Ok(bed)
     }
 
@@ -173,45 +178,44 @@ impl Bed {
         let processes: Vec<u32> = swarm.net.hosts.iter().map(Host::daemon_pid).collect();
         if wanted(FORMIC) || wanted(FORMIC_LOCAL) {
             swarm.create_network("encrypted", &["--opt", "encrypted"]);
-            let [here, beside, there] = place(&swarm, "encrypted");
-            self.add_tasks(FORMIC, number, &here, &there, &processes, wanted);
-            self.add_tasks(FORMIC_LOCAL, number, &here, &beside, &processes[..1], wanted);
+            let [here, beside, there, behind] = place(&swarm, "encrypted");
+            let neighbour = between("neighbour", &beside, &behind, &processes);
+            let lane = Lane { neighbour: Some(Box::new(neighbour)), ..between(FORMIC, &here, &there, &processes) };
+            self.add_tasks(lane, number, wanted);
+            self.add_tasks(between(FORMIC_LOCAL, &here, &beside, &processes[..1]), number, wanted);
         }
         if wanted(FORMIC_PLAIN) {
             swarm.create_network("plain", &[]);
-            let [here, _, there] = place(&swarm, "plain");
-            self.add_tasks(FORMIC_PLAIN, number, &here, &there, &processes, wanted);
+            let [here, _, there, _] = place(&swarm, "plain");
+            self.add_tasks(between(FORMIC_PLAIN, &here, &there, &processes), number, wanted);
         }
         self.swarms.push(swarm);
     }
 
-    fn add_tasks(
-        &mut self,
-        name: &str,
-        number: usize,
-        from: &Task,
-        to: &Task,
-        processes: &[u32],
-        wanted: &impl Fn(&str) -> bool,
-    ) {
-        if wanted(name) {
-            self.lanes.push(Lane {
-                name: numbered(name, number),
-                from: from.pid,
-                to: to.pid,
-                address: to.address(),
-                processes: processes.to_vec(),
-            });
+    fn add_tasks(&mut self, lane: Lane, number: usize, wanted: &impl Fn(&str) -> bool) {
+        if wanted(&lane.name) {
+            self.lanes.push(Lane { name: numbered(&lane.name, number), ..lane });
         }
     }
 }
 
-/// Four tasks on a network: two of the first host and one of the second.
-fn place(swarm: &Swarm, network: &str) -> [Task; 3] {
+fn between(name: &str, from: &Task, to: &Task, processes: &[u32]) -> Lane {
+    Lane {
+        name: name.to_owned(),
+        from: from.pid,
+        to: to.pid,
+        address: to.address(),
+        processes: processes.to_vec(),
+        neighbour: None,
+    }
+}
+
+/// Four tasks on a network: two of the first host and two of the second.
+fn place(swarm: &Swarm, network: &str) -> [Task; 4] {
     let tasks = swarm.create_service(network, &[network], 4);
     let (first, second): (Vec<Task>, Vec<Task>) = tasks.into_iter().partition(|task| task.host == 0);
     assert_eq!((first.len(), second.len()), (2, 2), "two tasks on each host");
-    [first[0].clone(), first[1].clone(), second[0].clone()]
+    [first[0].clone(), first[1].clone(), second[0].clone(), second[1].clone()]
 }
 
 /// The name of a lane of the binary with this number, from 1.
@@ -220,7 +224,8 @@ pub fn numbered(lane: &str, number: usize) -> String {
 }
 
 fn on_hosts(name: &str, net: &Topology, address: IpAddr, processes: Vec<u32>) -> Lane {
-    Lane { name: name.to_owned(), from: net.host(0).pid(), to: net.host(1).pid(), address, processes }
+    let (from, to) = (net.host(0).pid(), net.host(1).pid());
+    Lane { name: name.to_owned(), from, to, address, processes, neighbour: None }
 }
 
 /// The address of a host's device of a lane.

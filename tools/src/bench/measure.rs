@@ -26,6 +26,8 @@ pub enum Kind {
     Idle,
     /// Round trips beside a TCP flow.
     Load,
+    /// Round trips beside a neighbour that floods, where a lane has neighbours.
+    Flooded,
 }
 
 /// What a lane may take until its first echo is answered.
@@ -36,7 +38,7 @@ const CONGESTION: &str = "cubic";
 
 impl Kind {
     /// All.
-    pub const ALL: [Kind; 5] = [Kind::Tcp, Kind::Tcp4, Kind::Udp, Kind::Idle, Kind::Load];
+    pub const ALL: [Kind; 6] = [Kind::Tcp, Kind::Tcp4, Kind::Udp, Kind::Idle, Kind::Load, Kind::Flooded];
 
     /// For options.
     pub fn name(self) -> &'static str {
@@ -46,6 +48,7 @@ impl Kind {
             Kind::Udp => "udp",
             Kind::Idle => "idle",
             Kind::Load => "load",
+            Kind::Flooded => "flooded",
         }
     }
 
@@ -68,6 +71,7 @@ impl Kind {
                 round_trips(&found, Metric::IdleP50, Metric::IdleP99)
             }
             Kind::Load => loaded(lane, length),
+            Kind::Flooded => flooded(lane, length),
         }
     }
 }
@@ -100,18 +104,31 @@ fn tunnel_cpu_secs(lane: &Lane) -> Result<f64> {
 }
 
 fn loaded(lane: &Lane, length: Duration) -> Result<Vec<(Metric, f64)>> {
+    let (found, flow) = echoes_beside(lane, || tcp(lane, length, 1))?;
+    let mut metrics = round_trips(&found, Metric::LoadP50, Metric::LoadP99)?;
+    metrics.push((Metric::LoadTcp, gbits(flow)));
+    Ok(metrics)
+}
+
+fn flooded(lane: &Lane, length: Duration) -> Result<Vec<(Metric, f64)>> {
+    let Some(neighbour) = &lane.neighbour else { return Ok(Vec::new()) };
+    let (found, _) = echoes_beside(lane, || flood(neighbour, length))?;
+    let at = |percent| percentile(&found.micros, percent).context("no echo was answered");
+    let lost = found.lost as f64 / (found.lost + found.micros.len() as u64) as f64 * 100.0;
+    Ok(vec![(Metric::FloodP50, at(50.0)?), (Metric::FloodP99, at(99.0)?), (Metric::FloodLost, lost)])
+}
+
+/// Echoes for as long as the load takes.
+fn echoes_beside<T>(lane: &Lane, load: impl FnOnce() -> Result<T>) -> Result<(Echoes, T)> {
     let over = AtomicBool::new(false);
-    let (found, flow) = std::thread::scope(|scope| {
+    let (found, load) = std::thread::scope(|scope| {
         // Not the other way round: the children of a thread die with it.
         let pinger = scope.spawn(|| echoes(lane, || !over.load(Ordering::Relaxed)));
-        let flow = tcp(lane, length, 1);
+        let load = load();
         over.store(true, Ordering::Relaxed);
-        (pinger.join(), flow)
+        (pinger.join(), load)
     });
-    let found = found.map_err(|_| anyhow::anyhow!("the echoes panicked"))??;
-    let mut metrics = round_trips(&found, Metric::LoadP50, Metric::LoadP99)?;
-    metrics.push((Metric::LoadTcp, gbits(flow?)));
-    Ok(metrics)
+    Ok((found.map_err(|_| anyhow::anyhow!("the echoes panicked"))??, load?))
 }
 
 fn round_trips(found: &Echoes, p50: Metric, p99: Metric) -> Result<Vec<(Metric, f64)>> {

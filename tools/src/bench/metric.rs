@@ -25,11 +25,17 @@ pub enum Metric {
     LoadP99,
     /// That flow.
     LoadTcp,
+    /// Median round trip beside a neighbour that floods: between two other tasks of the same hosts.
+    FloodP50,
+    /// 99th percentile of these.
+    FloodP99,
+    /// Echoes that were not answered within a second meanwhile, in percent.
+    FloodLost,
 }
 
 impl Metric {
     /// All, in the order of the report.
-    pub const ALL: [Metric; 11] = [
+    pub const ALL: [Metric; 14] = [
         Metric::Tcp,
         Metric::TunnelCpu,
         Metric::SystemCpu,
@@ -41,6 +47,9 @@ impl Metric {
         Metric::LoadP50,
         Metric::LoadP99,
         Metric::LoadTcp,
+        Metric::FloodP50,
+        Metric::FloodP99,
+        Metric::FloodLost,
     ];
 
     /// Its name in the JSON file.
@@ -57,6 +66,9 @@ impl Metric {
             Metric::LoadP50 => "load_rtt_p50",
             Metric::LoadP99 => "load_rtt_p99",
             Metric::LoadTcp => "load_tcp",
+            Metric::FloodP50 => "flood_rtt_p50",
+            Metric::FloodP99 => "flood_rtt_p99",
+            Metric::FloodLost => "flood_lost",
         }
     }
 
@@ -74,6 +86,9 @@ impl Metric {
             Metric::LoadP50 => "load p50",
             Metric::LoadP99 => "load p99",
             Metric::LoadTcp => "load TCP",
+            Metric::FloodP50 => "flood p50",
+            Metric::FloodP99 => "flood p99",
+            Metric::FloodLost => "flood lost",
         }
     }
 
@@ -83,7 +98,13 @@ impl Metric {
             Metric::Tcp | Metric::Tcp4 | Metric::LoadTcp => "Gbit/s",
             Metric::TunnelCpu | Metric::SystemCpu => "s/GB",
             Metric::UdpReceived | Metric::UdpSent => "kpkt/s",
-            Metric::IdleP50 | Metric::IdleP99 | Metric::LoadP50 | Metric::LoadP99 => "us",
+            Metric::IdleP50
+            | Metric::IdleP99
+            | Metric::LoadP50
+            | Metric::LoadP99
+            | Metric::FloodP50
+            | Metric::FloodP99 => "us",
+            Metric::FloodLost => "%",
         }
     }
 }

@@ -18,7 +18,7 @@ pub struct Options {
     #[argh(option, default = "3.0")]
     pub seconds: f64,
     /// measure only this underlay (gso, wire), lane (veth, vxlan, wireguard-go, boringtun, formic, formic-plain,
-    /// formic-local) or kind (tcp, tcp4, udp, idle, load); repeatable
+    /// formic-local) or kind (tcp, tcp4, udp, idle, load, flooded); repeatable
     #[argh(option, arg_name = "name")]
     pub only: Vec<String>,
     /// the binary, with options of `formic daemon` after it if any; repeatable: they are compared with the first
@@ -27,6 +27,10 @@ pub struct Options {
     /// where bench.json and bench.svg go (target/bench)
     #[argh(option, default = "PathBuf::from(\"target/bench\")", arg_name = "directory")]
     pub output: PathBuf,
+    /// begin TCP connections with the machine's default congestion control, as a plain `iperf3 -C cubic` does: where that
+    /// is BBR, its pacing stays (without this they begin with reno)
+    #[argh(switch)]
+    pub machine_congestion: bool,
     /// instead: what a daemon costs at rest, with 100 endpoints and 50 peers (one value a round, of at least 20 s)
     #[argh(switch)]
     pub idle: bool,

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::time::Duration;
-use tools::bench::lanes::{Bed, FORMIC, Lane, Underlay, numbered};
+use tools::bench::lanes::{Bed, FORMIC, Lane, UNPACED, Underlay, numbered};
 use tools::bench::measure::{Kind, wait_for_lane};
 use tools::bench::options::{Formic, Options};
 use tools::bench::stats::Samples;
@@ -66,7 +66,7 @@ struct Run<'a> {
 impl Run<'_> {
     fn underlay(&mut self, underlay: Underlay) -> Result<()> {
         println!("\n{}: {}", underlay.name(), underlay.title());
-        let bed = Bed::new(underlay, &self.options.formic, |lane| self.options.wants_lane(lane))?;
+        let bed = Bed::new(underlay, self.options)?;
         self.lanes = bed.lanes.iter().map(|lane| lane.name.clone()).collect();
         bed.lanes.iter().try_for_each(wait_for_lane)?;
         for round in 1..=self.options.rounds {
@@ -108,10 +108,15 @@ impl Run<'_> {
     fn settings(&self) -> Value {
         let processors = std::thread::available_parallelism().map_or(0, usize::from);
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let begins_with = if self.options.machine_congestion {
+            std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").unwrap_or_default()
+        } else {
+            UNPACED.to_owned()
+        };
         let binaries: Vec<String> = self.options.formic.iter().map(Formic::to_string).collect();
         json!({
             "rounds": self.options.rounds, "seconds": self.options.seconds, "formic": binaries,
-            "processors": processors, "kernel": kernel.trim(),
+            "connections_begin_with": begins_with.trim(), "processors": processors, "kernel": kernel.trim(),
         })
     }
 
