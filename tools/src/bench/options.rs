@@ -27,6 +27,9 @@ pub struct Options {
     /// where bench.json and bench.svg go (target/bench)
     #[argh(option, default = "PathBuf::from(\"target/bench\")", arg_name = "directory")]
     pub output: PathBuf,
+    /// add to the values that the output directory has, instead of replacing them: a long run in pieces
+    #[argh(switch)]
+    pub add: bool,
     /// begin TCP connections with the machine's default congestion control, as a plain `iperf3 -C cubic` does: where that
     /// is BBR, its pacing stays (without this they begin with reno)
     #[argh(switch)]

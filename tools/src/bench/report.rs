@@ -83,6 +83,18 @@ pub fn json(samples: &Samples, settings: Value) -> Value {
     json!({ "settings": settings, "samples": samples_json, "goals": goals_json })
 }
 
+/// Adds the values of what [`json`] made.
+pub fn read_json(text: &str, samples: &mut Samples) -> Option<()> {
+    let report: Value = serde_json::from_str(text).ok()?;
+    for sample in report["samples"].as_array()? {
+        let metric = Metric::ALL.into_iter().find(|metric| sample["metric"] == metric.name())?;
+        for value in sample["values"].as_array()? {
+            samples.add(sample["underlay"].as_str()?, sample["lane"].as_str()?, metric, value.as_f64()?);
+        }
+    }
+    Some(())
+}
+
 /// Nanoseconds of single functions.
 pub fn micro_table(costs: &[Cost]) -> String {
     let mut rows = vec![["function", "protection", "octets", "ns", "GB/s"].map(str::to_owned).to_vec()];
@@ -219,6 +231,10 @@ mod tests {
         assert_eq!((formic["lane"].as_str(), formic["metric"].as_str()), (Some("formic"), Some("tcp")));
         assert_eq!((&formic["values"], &formic["median"]), (&json!([9.0, 3.0, 7.5]), &json!(7.5)));
         assert_eq!(value["goals"][0]["verdict"], "reached");
+        let mut again = Samples::default();
+        assert_eq!(read_json(&value.to_string(), &mut again), Some(()));
+        assert!(again.iter().eq(samples().iter()));
+        assert_eq!(read_json("{}", &mut again), None);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Medians, percentiles, and the samples of a run.
 
+use super::lanes::LANES;
 use super::metric::Metric;
 use std::collections::BTreeMap;
 
@@ -64,6 +65,18 @@ impl Samples {
         median(self.values(underlay, lane, metric))
     }
 
+    /// The lanes that were measured, in the order of the report.
+    pub fn lanes(&self) -> Vec<String> {
+        let mut lanes: Vec<String> = self.0.keys().map(|key| key.lane.clone()).collect();
+        let place = |lane: &str| {
+            let (name, number) = lane.split_once('.').unwrap_or((lane, ""));
+            (LANES.iter().position(|known| *known == name), number.to_owned())
+        };
+        lanes.sort_by_key(|lane| place(lane));
+        lanes.dedup();
+        lanes
+    }
+
     /// Everything, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&Key, &[f64])> {
         self.0.iter().map(|(key, values)| (key, values.as_slice()))
@@ -105,5 +118,8 @@ mod tests {
         assert_eq!(samples.median("gso", "vxlan", Metric::Tcp), Some(2.0));
         assert_eq!(samples.median("gso", "formic", Metric::Tcp), None);
         assert_eq!(samples.iter().count(), 3);
+        samples.add("wire", "formic.2", Metric::Tcp, 9.0);
+        samples.add("gso", "formic", Metric::Tcp, 9.0);
+        assert_eq!(samples.lanes(), ["vxlan", "formic", "formic.2"]);
     }
 }

@@ -44,7 +44,12 @@ fn run_lanes(options: &Options) -> Result<()> {
     for (number, binary) in (1..).zip(&options.formic) {
         println!("{}: {binary}", numbered(FORMIC, number));
     }
-    let mut run = Run { options, samples: Samples::default(), lanes: Vec::new(), failures: Vec::new() };
+    let mut run = Run { options, samples: Samples::default(), failures: Vec::new() };
+    if options.add {
+        let path = options.output.join(REPORT);
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        report::read_json(&text, &mut run.samples).with_context(|| format!("{}: no report", path.display()))?;
+    }
     for underlay in options.underlays() {
         run.underlay(underlay)?;
     }
@@ -56,10 +61,12 @@ fn write(options: &Options, name: &str, value: &Value) -> Result<()> {
     std::fs::write(&path, format!("{value:#}\n")).with_context(|| path.display().to_string())
 }
 
+/// The file with all values.
+const REPORT: &str = "bench.json";
+
 struct Run<'a> {
     options: &'a Options,
     samples: Samples,
-    lanes: Vec<String>,
     failures: Vec<String>,
 }
 
@@ -67,7 +74,6 @@ impl Run<'_> {
     fn underlay(&mut self, underlay: Underlay) -> Result<()> {
         println!("\n{}: {}", underlay.name(), underlay.title());
         let bed = Bed::new(underlay, self.options)?;
-        self.lanes = bed.lanes.iter().map(|lane| lane.name.clone()).collect();
         bed.lanes.iter().try_for_each(wait_for_lane)?;
         for round in 1..=self.options.rounds {
             println!("round {round} of {}", self.options.rounds);
@@ -76,7 +82,7 @@ impl Run<'_> {
             }
             self.write()?;
         }
-        print!("\n{}", report::table(&self.samples, underlay, &self.lanes));
+        print!("\n{}", report::table(&self.samples, underlay, &self.samples.lanes()));
         Ok(())
     }
 
@@ -100,8 +106,8 @@ impl Run<'_> {
     }
 
     fn write(&self) -> Result<()> {
-        write(self.options, "bench.json", &report::json(&self.samples, self.settings()))?;
-        let chart = chart::svg(&self.samples, &self.lanes);
+        write(self.options, REPORT, &report::json(&self.samples, self.settings()))?;
+        let chart = chart::svg(&self.samples, &self.samples.lanes());
         std::fs::write(self.options.output.join("bench.svg"), chart).context("bench.svg")
     }
 
