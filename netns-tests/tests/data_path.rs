@@ -1,11 +1,14 @@
 //! What an operator may switch off of the data path, and what tasks of one host may take from each other.
 
+use netns_tests::host::enter_network_of;
 use netns_tests::swarm::text;
 use netns_tests::traffic::{IperfServer, in_network_of};
 use netns_tests::wait::so;
 use netns_tests::{Host, Swarm, Task, Topology, process, wait_until};
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// A setting is pushed to every session at once; busy machines take a while.
 const SETTING: Duration = Duration::from_secs(20);
@@ -71,4 +74,65 @@ fn offloads_are_switched_for_all_hosts_at_once() {
     transfer(&tasks[0], &tasks[1]);
     let refused = swarm.manager().formic(&["swarm", "update", "--disable-offload", "gro"]);
     assert!(refused.code != 0 && refused.stderr.contains("there is no offload \"gro\""), "{}", refused.describe());
+}
+
+/// Datagrams that are sent before it counts as a flood, and while another task's transfer goes on.
+const FLOOD: u64 = 20_000;
+
+/// Ends the flood when it is dropped, by a panic too.
+struct Flood<'a> {
+    over: &'a AtomicBool,
+}
+
+impl Drop for Flood<'_> {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Sends as fast as it can to a task that reads nothing of it.
+fn flood(from: &Task, to: &Task, over: &AtomicBool, sent: &AtomicU64) {
+    const PORT: u16 = 5999;
+    let deaf = std::thread::scope(|scope| {
+        let bind = || {
+            enter_network_of(to.pid);
+            UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)).expect("bind in a task")
+        };
+        scope.spawn(bind).join().expect("a socket in a task")
+    });
+    enter_network_of(from.pid);
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("bind in a task");
+    socket.connect((to.address(), PORT)).expect("connect in a task");
+    while !over.load(Ordering::Relaxed) {
+        // Of a full queue the kernel may tell; the flood goes on.
+        sent.fetch_add(u64::from(socket.send(&[0x5a; 1400]).is_ok()), Ordering::Relaxed);
+    }
+    drop(deaf);
+}
+
+#[test]
+fn a_task_that_floods_does_not_starve_its_neighbour() {
+    // One worker for all on each host.
+    let swarm = Swarm::start_with(2, &[], &["--data-workers", "1"]);
+    swarm.create_network("net", &["--opt", "encrypted"]);
+    let mut tasks = swarm.create_service("web", &["net"], 4);
+    tasks.sort_by_key(|task| task.host);
+    swarm.wait_all_ping(&tasks, 2);
+    assert_eq!(tasks.iter().map(|task| task.host).collect::<Vec<_>>(), [0, 0, 1, 1]);
+    let [flooding, mine, flooded, other] = &tasks[..] else { panic!("four tasks: {tasks:#?}") };
+    let (over, sent) = (AtomicBool::new(false), AtomicU64::new(0));
+    let sent_so_far = || sent.load(Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        let ends = Flood { over: &over };
+        scope.spawn(|| flood(flooding, flooded, &over, &sent));
+        wait_until("a flood", SETTING, || so(sent_so_far() > FLOOD, || format!("{} datagrams", sent_so_far())));
+        let (start, before) = (Instant::now(), sent_so_far());
+        // It has a deadline, and ends with an error after it.
+        transfer(mine, other);
+        println!("4 MB in {:?}, beside {} datagrams of a neighbour", start.elapsed(), sent_so_far() - before);
+        wait_until("the flood goes on", SETTING, || {
+            so(sent_so_far() > before + FLOOD, || format!("{} datagrams", sent_so_far() - before))
+        });
+        drop(ends);
+    });
 }
