@@ -58,13 +58,17 @@ pub(super) fn plan(state: &State, raft: &Raft, now: Time) -> Option<Step> {
         return Some(Step::Change(Change::Voter(*learner)));
     }
     // Last: who comes may take the place of who goes.
-    let member = *membership.peers.keys().find(|member| !wanted.contains_key(member))?;
-    if member == raft.member() {
-        return Some(Step::HandOver);
+    let mut leaving = membership.peers.keys().copied().filter(|member| !wanted.contains_key(member));
+    let possible = |member: &Member| {
+        let rest: Vec<Member> = membership.voters.iter().copied().filter(|voter| voter != member).collect();
+        let alive = rest.iter().filter(|voter| heard(**voter)).count();
+        // Without it the others could not decide anything: it stays until more of them are back.
+        *member != raft.member() && (membership.learners.contains(member) || alive > rest.len() / 2)
+    };
+    // A silent one first: it only weighs on the others.
+    let silent = leaving.clone().filter(|member| !heard(*member));
+    match silent.chain(leaving.clone()).find(possible) {
+        Some(member) => Some(Step::Change(Change::Remove(member))),
+        None => leaving.any(|member| member == raft.member()).then_some(Step::HandOver),
     }
-    let rest: Vec<Member> = membership.voters.iter().copied().filter(|voter| *voter != member).collect();
-    let alive = rest.iter().filter(|voter| heard(**voter)).count();
-    // Without it the others could not decide anything: it stays until more of them are back.
-    let possible = membership.learners.contains(&member) || alive > rest.len() / 2;
-    possible.then_some(Step::Change(Change::Remove(member)))
 }
