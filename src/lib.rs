@@ -89,6 +89,7 @@
 //! | swarm | the cluster of nodes |
 //! | node | one host that runs the daemon: a manager or a worker |
 //! | leader, voter, learner | the manager that the others elected; one that has a say; one that is catching up |
+//! | locked | said of a manager whose files need the unlock key, which it has not been given yet |
 //! | seat, member | a manager's place in the consensus: a new one each time a node becomes a manager |
 //! | network | an overlay network: *encrypted* (AES-256-GCM) or plain (AES-256-GMAC: authenticated, not secret) |
 //! | endpoint | one address of one task on one network |
@@ -109,6 +110,7 @@
 //! | `arc-swap` | snapshots that the API reads without waiting for the loop that writes them |
 //! | `argh` | the command line: small, one struct per verb, its comments are the help |
 //! | `aws-lc-rs` | the data plane's AES-GCM and GMAC (2.7 times as fast as `aes-gcm` at 1400 octets), X25519, Ed25519; the TLS library brings it anyway |
+//! | `base64` | unlock keys; what reads and writes PEM brings it anyway |
 //! | `caps` | capability sets of processes without hand-made system calls |
 //! | `etherparse` | headers and checksums of inner packets |
 //! | `futures-rustls` | TLS streams for the smol executor |

@@ -179,6 +179,14 @@ impl Host {
         process::run(command)
     }
 
+    /// `docker ...` with something on standard input.
+    #[track_caller]
+    pub fn docker_with(&self, arguments: &[&str], stdin: &[u8]) -> Finished {
+        let mut command = self.command("docker");
+        command.args(arguments);
+        process::run_with(command, stdin, process::COMMAND_DEADLINE)
+    }
+
     /// A request to the API; status and body. Panics when nobody answers.
     #[track_caller]
     pub fn api(&self, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {

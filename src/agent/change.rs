@@ -7,7 +7,7 @@ use super::node::Node;
 use super::runtime::Runtime;
 use super::session::within;
 use super::spawn::spawn;
-use crate::manager::{InitParams, Manager, ManagerError};
+use crate::manager::{InitParams, Manager, ManagerError, StoreError};
 use crate::tls::{self, Identity, NodeKey};
 use crate::types::{Availability, ClusterSpec, Fork, NodeAddresses, NodeId, Role};
 use crate::wire::control::{JoinRequest, Joined};
@@ -46,7 +46,14 @@ impl Node {
                 self.remove_manager_state()?;
                 None
             }
-            Role::Manager => Some(self.open_manager(&membership).await?),
+            Role::Manager => match self.open_manager(&membership, None).await {
+                Err(NodeError::Locked) => {
+                    tracing::warn!("{}", NodeError::Locked);
+                    self.inner.locked.store(Some(Arc::new(membership)));
+                    return Ok(());
+                }
+                opened => Some(opened?),
+            },
         };
         self.start(membership, manager)
     }
@@ -58,6 +65,9 @@ impl Node {
             && let Some(runtime) = self.inner.runtime.load_full()
         {
             return self.force_new_cluster(&runtime).await;
+        }
+        if request.force_new_cluster && self.inner.locked.load().is_some() {
+            return Err(NodeError::Locked);
         }
         self.require_no_swarm()?;
         let data_port = self.inner.settings.data_path_port.unwrap_or(request.spec.data_path_port);
@@ -95,6 +105,7 @@ impl Node {
         addresses: &Addresses,
     ) -> Result<(), NodeError> {
         manager.listen(addresses.listen).await.map_err(manager_error)?;
+        self.keep_sealed(manager)?;
         let membership = Membership::new(joined, addresses.node, addresses.listen, vec![addresses.node.control]);
         let identity = Identity::new(key, joined.chain.clone()).map_err(failed)?;
         self.inner.environment.store.save_identity(&identity)?;
@@ -140,7 +151,7 @@ impl Node {
         store.save(&membership)?;
         let manager = match membership.role {
             Role::Worker => None,
-            Role::Manager => Some(self.open_manager(&membership).await?),
+            Role::Manager => Some(self.open_manager(&membership, None).await?),
         };
         self.start(membership, manager)
     }
@@ -179,6 +190,9 @@ impl Node {
     /// Leaves the swarm: stops the tasks, forgets keys and state.
     pub async fn leave(&self, force: bool) -> Result<(), NodeError> {
         let _changing = self.inner.changing.lock().await;
+        if self.inner.locked.load().is_some() {
+            return self.leave_locked(force);
+        }
         let Some(runtime) = self.inner.runtime.load_full() else {
             return Err(NodeError::Unavailable("This node is not part of a swarm".into()));
         };
@@ -190,6 +204,15 @@ impl Node {
         runtime.stop(LEAVE_PATIENCE).await;
         let membership = self.current_membership(&runtime)?;
         self.say_goodbye(&membership).await;
+        self.forget()
+    }
+
+    /// Without the unlock key nobody can be told: the others see this node down, as it is.
+    fn leave_locked(&self, force: bool) -> Result<(), NodeError> {
+        if !force {
+            let text = "Swarm is encrypted and locked. Please unlock it first or use `--force` to ignore this message.";
+            return Err(NodeError::Unavailable(text.into()));
+        }
         self.forget()
     }
 
@@ -247,14 +270,14 @@ impl Node {
     }
 
     fn require_no_swarm(&self) -> Result<(), NodeError> {
-        if self.inner.runtime.load().is_some() {
+        if self.inner.runtime.load().is_some() || self.inner.locked.load().is_some() {
             let text = "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one.";
             return Err(NodeError::Unavailable(text.into()));
         }
         Ok(())
     }
 
-    fn start(&self, membership: Membership, manager: Option<Manager>) -> Result<(), NodeError> {
+    pub(super) fn start(&self, membership: Membership, manager: Option<Manager>) -> Result<(), NodeError> {
         let runtime = Arc::new(Runtime::start(&self.inner.environment, membership, manager)?);
         self.inner.runtime.store(Some(runtime.clone()));
         spawn("managers watch", self.clone().follow_managers(runtime.clone()));
@@ -286,6 +309,7 @@ impl Node {
     fn forget(&self) -> Result<(), NodeError> {
         self.inner.runtime.store(None);
         self.inner.environment.store.erase()?;
+        self.inner.locked.store(None);
         self.remove_manager_state()
     }
 
@@ -390,6 +414,8 @@ pub(super) fn failed(error: impl std::fmt::Display) -> NodeError {
 pub(super) fn manager_error(error: ManagerError) -> NodeError {
     match error {
         ManagerError::Refused(refusal) => invalid(refusal),
+        ManagerError::Store(StoreError::Locked) => NodeError::Locked,
+        ManagerError::Store(error @ StoreError::WrongUnlockKey) => NodeError::WrongKey(error.to_string()),
         other => failed(other),
     }
 }

@@ -1,15 +1,20 @@
 //! What makes this host a node of a swarm, on disk: `node/membership.json` (nothing secret) and `node/identity.pem`
 //! (key and certificates, mode 0600). Written whole, then renamed: a kill at any moment leaves the old or the new.
+//!
+//! On a locked manager the key in the identity is sealed under one that the manager's key file has: whoever had it could
+//! ask the other managers for the swarm's state.
 
 use super::model::NodeError;
-use crate::tls::Identity;
-use crate::types::{ClusterId, Fork, NodeAddresses, NodeId, Role};
+use crate::manager::NodeSeal;
+use crate::tls::{Identity, IdentityError};
+use crate::types::{ClusterId, Fork, Key32, NodeAddresses, NodeId, Role};
 use crate::wire::control::Joined;
 use serde::{Deserialize, Serialize};
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Version of `membership.json`. A higher one is of a newer Formic.
 const FORMAT: u32 = 1;
@@ -44,14 +49,16 @@ impl Membership {
 }
 
 /// The files.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct MembershipStore {
     directory: PathBuf,
+    /// What a manager's key is sealed under, while it is; held over each use of the identity's file.
+    seal: Arc<Mutex<Option<Key32>>>,
 }
 
 impl MembershipStore {
     pub(super) fn new(state_dir: &Path) -> MembershipStore {
-        MembershipStore { directory: state_dir.join("node") }
+        MembershipStore { directory: state_dir.join("node"), seal: Arc::default() }
     }
 
     /// The stored membership; `None` when this host is in no swarm.
@@ -79,14 +86,41 @@ impl MembershipStore {
 
     /// The node's key and certificates.
     pub(super) fn identity(&self) -> Result<Identity, NodeError> {
-        Identity::load(&self.identity_path()).map_err(|error| NodeError::Failed(error.to_string()))
+        Identity::load(&self.identity_path(), self.seal().as_ref()).map_err(identity_error)
     }
 
     /// Stores the node's key and certificates.
     pub(super) fn save_identity(&self, identity: &Identity) -> Result<(), NodeError> {
         private_dir(&self.directory)
             .map_err(|error| NodeError::Failed(format!("cannot make {}: {error}", self.directory.display())))?;
-        identity.save(&self.identity_path()).map_err(|error| NodeError::Failed(error.to_string()))
+        self.write_identity(identity, self.seal().as_ref())
+    }
+
+    /// A worker's key is never sealed: nobody could open it.
+    fn write_identity(&self, identity: &Identity, seal: Option<&Key32>) -> Result<(), NodeError> {
+        let seal = seal.filter(|_| identity.peer().role == Role::Manager);
+        identity.save(&self.identity_path(), seal).map_err(identity_error)
+    }
+
+    /// The manager that runs here says how the key is to be kept.
+    pub(super) fn follow_seal(&self, told: &NodeSeal) -> Result<(), NodeError> {
+        let mut seal = self.seal();
+        *seal = told.is_locked().then(|| told.key.duplicate());
+        match Identity::load(&self.identity_path(), Some(&told.key)) {
+            Ok(identity) => self.write_identity(&identity, seal.as_ref()),
+            // None yet: it will be written as it is to be kept.
+            Err(IdentityError::File { cause, .. }) if cause.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(identity_error(error)),
+        }
+    }
+
+    /// No manager runs here any more.
+    pub(super) fn drop_seal(&self) {
+        *self.seal() = None;
+    }
+
+    fn seal(&self) -> MutexGuard<'_, Option<Key32>> {
+        self.seal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn identity_path(&self) -> PathBuf {
@@ -100,6 +134,7 @@ impl MembershipStore {
 
     /// Leaves no trace of the swarm. The membership goes first: without it the rest means nothing.
     pub(super) fn erase(&self) -> Result<(), NodeError> {
+        self.drop_seal();
         for name in ["membership.json", "identity.pem"] {
             match std::fs::remove_file(self.directory.join(name)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -119,6 +154,10 @@ impl MembershipStore {
         write_private(&path, content)
             .map_err(|error| NodeError::Failed(format!("cannot write {}: {error}", path.display())))
     }
+}
+
+fn identity_error(error: IdentityError) -> NodeError {
+    NodeError::Failed(error.to_string())
 }
 
 /// Writes a file of mode 0600 whole or not at all.
@@ -166,6 +205,41 @@ mod tests {
         assert_eq!(store.load().unwrap().unwrap().node, node);
         store.erase().unwrap();
         assert!(store.load().unwrap().is_none());
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    fn identity(role: Role) -> Identity {
+        let key = crate::tls::NodeKey::generate().unwrap();
+        let cluster = ClusterId::from_random([2; 17]);
+        Identity::new(&key, crate::manager::issue_first(cluster, NodeId::from_random([1; 17]), role, &key)).unwrap()
+    }
+
+    #[test]
+    fn a_locked_managers_key_is_sealed_and_a_workers_never() {
+        let (store, directory) = store("seal");
+        let file = || std::fs::read_to_string(directory.join("node/identity.pem")).unwrap();
+        let told = |locked| NodeSeal::of(Key32::new([7; 32]), locked);
+        store.follow_seal(&told(true)).unwrap();
+        let (manager, worker) = (identity(Role::Manager), identity(Role::Worker));
+        store.save_identity(&manager).unwrap();
+        assert!(file().contains("BEGIN SEALED PRIVATE KEY") && !file().contains("BEGIN PRIVATE KEY"));
+        assert_eq!(store.identity().unwrap().peer(), manager.peer());
+        // Another start: the key is there when the manager has told.
+        let again = MembershipStore::new(&directory);
+        let text = again.identity().err().unwrap().to_string();
+        assert!(text.contains("is sealed"), "{text}");
+        again.follow_seal(&told(true)).unwrap();
+        assert_eq!(again.identity().unwrap().peer(), manager.peer());
+        // Off and on again, with the file that is there.
+        again.follow_seal(&told(false)).unwrap();
+        assert!(file().contains("BEGIN PRIVATE KEY"));
+        again.follow_seal(&told(true)).unwrap();
+        assert!(file().contains("BEGIN SEALED PRIVATE KEY"));
+        // Demoted.
+        again.save_identity(&worker).unwrap();
+        assert!(file().contains("BEGIN PRIVATE KEY"));
+        again.drop_seal();
+        assert_eq!(again.identity().unwrap().peer(), worker.peer());
         std::fs::remove_dir_all(directory).unwrap();
     }
 

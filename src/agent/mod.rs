@@ -29,7 +29,7 @@ pub(crate) mod tasks;
 
 pub use machine::{machine, memory_bytes, processors};
 pub use model::{
-    ExecIo, ExecRequest, ImageInfo, InitRequest, JoinTarget, LocalTask, NodeError, PeerStatus, SaStatus, Status,
-    SwarmInfo, SwarmState,
+    ExecIo, ExecRequest, ImageInfo, InitRequest, JoinTarget, LOCKED, LocalTask, NodeError, PeerStatus, SaStatus,
+    Status, SwarmInfo, SwarmState,
 };
 pub use node::{Node, NodeSettings};

@@ -18,10 +18,22 @@ pub enum NodeError {
     /// The node is in the wrong state for it (503).
     #[error("{0}")]
     Unavailable(String),
+    /// The manager's files are locked (503).
+    #[error("{LOCKED}")]
+    Locked,
+    /// They are locked with another key (401).
+    #[error("{0}")]
+    WrongKey(String),
+    /// They are not locked (409).
+    #[error("swarm is not locked")]
+    NotLocked,
     /// Something failed (500).
     #[error("{0}")]
     Failed(String),
 }
+
+/// What a locked node answers.
+pub const LOCKED: &str = "Swarm is encrypted and needs to be unlocked before it can be used. Please use \"docker swarm unlock\" to unlock it.";
 
 /// Where this node stands, in Docker's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +45,8 @@ pub enum SwarmState {
     Pending,
     /// In a swarm.
     Active,
+    /// A manager whose files need the unlock key: nothing of the swarm runs here until it is given.
+    Locked,
     /// In a swarm, and something is wrong: see the error.
     Error,
 }

@@ -1,8 +1,8 @@
 //! The handle that the API holds on this node.
 
 use super::engine::{End, Request, TaskExit};
-use super::membership::MembershipStore;
-use super::model::{ExecIo, ExecRequest, ImageInfo, LocalTask, NodeError, Status, SwarmInfo, SwarmState};
+use super::membership::{Membership, MembershipStore};
+use super::model::{ExecIo, ExecRequest, ImageInfo, LOCKED, LocalTask, NodeError, Status, SwarmInfo, SwarmState};
 use super::runtime::{Environment, Runtime};
 use super::spawn::spawn;
 use crate::dataplane::Offloads;
@@ -56,6 +56,8 @@ pub(super) struct Inner {
     /// Init, join, leave and restarts happen one at a time.
     pub(super) changing: smol::lock::Mutex<()>,
     pub(super) runtime: ArcSwapOption<Runtime>,
+    /// A manager's membership that cannot be taken up without the unlock key.
+    pub(super) locked: ArcSwapOption<Membership>,
     execs: Mutex<BTreeMap<ExecId, ExitChannel>>,
     /// Told why, once, when the daemon must end.
     fatal: Sender<String>,
@@ -85,6 +87,7 @@ impl Node {
             environment,
             changing: smol::lock::Mutex::new(()),
             runtime: ArcSwapOption::empty(),
+            locked: ArcSwapOption::empty(),
             execs: Mutex::default(),
             fatal,
             helper_ended,
@@ -115,12 +118,13 @@ impl Node {
     /// This node's part in a swarm.
     pub fn swarm(&self) -> SwarmInfo {
         let Some(runtime) = self.inner.runtime.load_full() else {
+            let locked = self.inner.locked.load_full();
             return SwarmInfo {
-                state: SwarmState::Inactive,
-                node: None,
-                address: None,
-                role: None,
-                error: String::new(),
+                state: if locked.is_some() { SwarmState::Locked } else { SwarmState::Inactive },
+                error: locked.as_ref().map(|_| LOCKED.to_owned()).unwrap_or_default(),
+                node: locked.as_ref().map(|membership| membership.node),
+                address: locked.as_ref().map(|membership| membership.addresses.control.ip()),
+                role: locked.map(|membership| membership.role),
                 managers: Vec::new(),
             };
         };

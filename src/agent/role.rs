@@ -7,8 +7,8 @@ use super::node::Node;
 use super::renewal;
 use super::runtime::{Managers, Runtime};
 use super::session::within;
-use crate::manager::Manager;
-use crate::types::{NodeId, Role};
+use crate::manager::{Manager, NodeSeal};
+use crate::types::{NodeId, Role, UnlockKey};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,7 +56,7 @@ impl Node {
                 if misplaced {
                     self.end_manager(runtime).await?;
                 }
-                let manager = self.open_manager(&membership).await?;
+                let manager = self.open_manager(&membership, None).await?;
                 runtime.manager.store(Some(Arc::new(manager)));
                 tracing::info!("this node is a manager now");
             }
@@ -72,7 +72,30 @@ impl Node {
         if let Some(manager) = runtime.manager.swap(None) {
             manager.stop().await;
         }
+        self.inner.environment.store.drop_seal();
         self.remove_manager_state()
+    }
+
+    /// Takes up the membership of a locked manager. Does not wait for a session: the swarm may have no leader before
+    /// more of its managers are unlocked.
+    pub async fn unlock(&self, key: UnlockKey) -> Result<(), NodeError> {
+        let _changing = self.inner.changing.lock().await;
+        let membership = self.inner.locked.load_full().ok_or(NodeError::NotLocked)?;
+        let manager = self.open_manager(&membership, Some(key)).await?;
+        if let Err(error) = self.start((*membership).clone(), Some(manager.clone())) {
+            manager.stop().await;
+            return Err(error);
+        }
+        self.inner.locked.store(None);
+        tracing::info!("unlocked");
+        Ok(())
+    }
+
+    /// This manager says how the node's key is kept on disk.
+    pub(super) fn keep_sealed(&self, manager: &Manager) -> Result<(), NodeError> {
+        let store = self.inner.environment.store.clone();
+        let follower = Box::new(move |seal: &NodeSeal| store.follow_seal(seal).map_err(|error| error.to_string()));
+        manager.follow_seal(follower).map_err(failed)
     }
 
     /// The certificate of the new role.
@@ -91,19 +114,27 @@ impl Node {
     }
 
     /// Opens the manager's state, or gets it from the other managers, and opens the control port.
-    pub(super) async fn open_manager(&self, membership: &Membership) -> Result<Manager, NodeError> {
+    pub(super) async fn open_manager(
+        &self,
+        membership: &Membership,
+        unlock: Option<UnlockKey>,
+    ) -> Result<Manager, NodeError> {
         let directory = self.manager_dir();
         let manager = if Manager::exists(&directory) {
-            Manager::open(&directory).await.map_err(manager_error)?
+            Manager::unlock(&directory, unlock).await.map_err(manager_error)?
         } else {
             let identity = self.inner.environment.store.identity()?;
             Manager::join(&directory, &identity, &membership.managers).await.map_err(manager_error)?
         };
-        match manager.listen(membership.listen).await {
+        let begun = async {
+            self.keep_sealed(&manager)?;
+            manager.listen(membership.listen).await.map_err(failed)
+        };
+        match begun.await {
             Ok(_) => Ok(manager),
             Err(error) => {
                 manager.stop().await;
-                Err(failed(error))
+                Err(error)
             }
         }
     }
@@ -117,7 +148,9 @@ impl Node {
         };
         let membership = self.current_membership(runtime)?;
         former.stop().await;
-        let manager = Manager::force_new_cluster(&self.manager_dir()).await.map_err(manager_error)?;
+        let manager = Manager::force_new_cluster(&self.manager_dir(), former.unlock_key()).await;
+        let manager = manager.map_err(manager_error)?;
+        self.keep_sealed(&manager)?;
         manager.listen(membership.listen).await.map_err(manager_error)?;
         runtime.manager.store(Some(Arc::new(manager)));
         tracing::warn!("this manager goes on alone: the other managers are workers now, should they come back");

@@ -88,6 +88,7 @@ impl<'a> Normaliser<'a> {
         };
         let flag = self.level.flags.iter().find(|flag| flag.long == name);
         match (flag, value) {
+            (Some(flag), None) if is_yes_or_no(flag) => self.push_pair(name, "true"),
             (Some(flag), value) if takes_value(flag) => {
                 let value = value.or_else(|| rest.next()).ok_or_else(|| format!("option {name} needs a value"))?;
                 self.push_pair(name, value);
@@ -172,6 +173,11 @@ impl<'a> Normaliser<'a> {
 
 fn find_command<'a>(level: &'a CommandInfoWithArgs, name: &str) -> &'a CommandInfoWithArgs {
     level.commands.iter().find(|command| command.name == name).map_or(level, |command| &command.command)
+}
+
+/// An option that without a value means yes.
+fn is_yes_or_no(flag: &FlagInfo) -> bool {
+    matches!(&flag.kind, FlagInfoKind::Option { arg_name } if *arg_name == "true|false")
 }
 
 fn takes_value(flag: &FlagInfo) -> bool {

@@ -23,6 +23,7 @@ mod status;
 mod swarm;
 mod swarm_ca;
 mod swarm_join;
+mod swarm_unlock;
 mod system;
 mod table;
 

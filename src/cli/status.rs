@@ -44,6 +44,7 @@ fn head(status: &NodeStatus) -> String {
         SwarmState::Inactive => "inactive",
         SwarmState::Pending => "pending",
         SwarmState::Active => "active",
+        SwarmState::Locked => "locked",
         SwarmState::Error => "error",
     };
     let mut lines =

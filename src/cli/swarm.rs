@@ -1,13 +1,15 @@
-//! `formic swarm`: init, leave, tokens, keys, settings. Joining is in `swarm_join`, the root certificate in `swarm_ca`.
+//! `formic swarm`: init, leave, tokens, keys, settings. Joining is in `swarm_join`, the root certificate in `swarm_ca`,
+//! locked managers in `swarm_unlock`.
 
 use super::session::{Failure, Outcome, Session};
 use super::swarm_ca::Ca;
 use super::swarm_join::Join;
+use super::swarm_unlock::{Unlock, UnlockKey, show_unlock_key};
 use super::{duration, table};
 use crate::api::client::Target;
 use crate::api::types::{
-    CaConfig, Dispatcher, FormicSwarmSpec, KeyEpoch, KeyRing, LateNode, Node, Orchestration, Swarm as SwarmInfo,
-    SwarmInit, SwarmSpec,
+    CaConfig, Dispatcher, EncryptionConfig, FormicSwarmSpec, KeyEpoch, KeyRing, LateNode, Node, Orchestration,
+    Swarm as SwarmInfo, SwarmInit, SwarmSpec,
 };
 use argh::{ArgsInfo, FromArgs};
 use std::time::{Duration, Instant};
@@ -31,6 +33,8 @@ enum Verb {
     Keys(Keys),
     Update(Update),
     Ca(Ca),
+    Unlock(Unlock),
+    UnlockKey(UnlockKey),
 }
 
 impl Swarm {
@@ -44,6 +48,8 @@ impl Swarm {
             Verb::Keys(verb) => verb.run(session),
             Verb::Update(verb) => verb.run(session),
             Verb::Ca(verb) => verb.run(session),
+            Verb::Unlock(verb) => verb.run(session),
+            Verb::UnlockKey(verb) => verb.run(session),
         }
     }
 }
@@ -88,6 +94,9 @@ struct Init {
     /// prefix length of networks cut from the pool (default: 24)
     #[argh(option, arg_name = "length", default = "0")]
     default_addr_pool_mask_length: u8,
+    /// lock the managers: after a start of its daemon each needs the unlock key
+    #[argh(switch)]
+    autolock: bool,
     /// on a manager whose swarm has lost the majority of its managers: go on with this one alone
     #[argh(switch)]
     force_new_cluster: bool,
@@ -101,6 +110,7 @@ impl Init {
             certificate: self.cert_expiry,
             task_history: self.task_history_limit,
             disabled_offloads: self.disable_offload,
+            autolock: self.autolock.then_some(true),
         };
         let spec = spec.to_spec()?;
         let request = SwarmInit {
@@ -112,13 +122,20 @@ impl Init {
             subnet_size: u32::from(self.default_addr_pool_mask_length),
             availability: self.availability,
             spec,
+            auto_lock_managers: self.autolock,
             force_new_cluster: self.force_new_cluster,
         };
         let id: String = session.post(&Target::new(&["swarm", "init"]), &request)?;
         session.print(format!("Swarm initialized: current node ({id}) is now a manager.\n"))?;
         print_join_command(session, "worker")?;
-        session
-            .print("To add a manager to this swarm, run 'formic swarm join-token manager' and follow the instructions.")
+        session.print(
+            "To add a manager to this swarm, run 'formic swarm join-token manager' and follow the instructions.",
+        )?;
+        if self.autolock {
+            session.print("")?;
+            show_unlock_key(session)?;
+        }
+        Ok(())
     }
 }
 
@@ -131,11 +148,18 @@ struct Settings {
     task_history: Option<u32>,
     /// Names with commas between them.
     disabled_offloads: Option<String>,
+    autolock: Option<bool>,
 }
 
 impl Settings {
-    const NONE: Settings =
-        Settings { heartbeat: None, rotation: None, certificate: None, task_history: None, disabled_offloads: None };
+    const NONE: Settings = Settings {
+        heartbeat: None,
+        rotation: None,
+        certificate: None,
+        task_history: None,
+        disabled_offloads: None,
+        autolock: None,
+    };
 
     /// As the API takes them: zero leaves a duration as it is.
     fn to_spec(&self) -> Result<SwarmSpec, Failure> {
@@ -152,6 +176,7 @@ impl Settings {
             orchestration: Orchestration { task_history_retention_limit: self.task_history.map(i64::from) },
             dispatcher: Dispatcher { heartbeat_period: nanoseconds(self.heartbeat)? },
             ca_config: CaConfig { node_cert_expiry: nanoseconds(self.certificate)?, ..CaConfig::default() },
+            encryption_config: EncryptionConfig { auto_lock_managers: self.autolock },
             formic: FormicSwarmSpec {
                 key_rotation_seconds: rotation.as_secs(),
                 disabled_offloads: self
@@ -356,6 +381,9 @@ struct Update {
     /// offloads that no node may use from now on, with commas between them, or none
     #[argh(option, arg_name = "list")]
     disable_offload: Option<String>,
+    /// lock the managers: after a start of its daemon each needs the unlock key
+    #[argh(option, arg_name = "true|false")]
+    autolock: Option<bool>,
 }
 
 impl Update {
@@ -366,6 +394,7 @@ impl Update {
             certificate: self.cert_expiry,
             task_history: self.task_history_limit,
             disabled_offloads: self.disable_offload,
+            autolock: self.autolock,
         };
         if settings == Settings::NONE {
             return Err(Failure::new("nothing to update: see 'formic swarm update --help' for what can be changed"));
@@ -374,6 +403,8 @@ impl Update {
         let swarm: SwarmInfo = session.get(&Target::new(&["swarm"]))?;
         let version = swarm.cluster.version.index.to_string();
         session.post_only(&Target::new(&["swarm", "update"]).with("version", &version), &spec)?;
-        session.print("Swarm updated.")
+        session.print("Swarm updated.")?;
+        let was_on = swarm.cluster.spec.encryption_config.auto_lock_managers == Some(true);
+        if self.autolock == Some(true) && !was_on { show_unlock_key(session) } else { Ok(()) }
     }
 }

@@ -76,7 +76,7 @@ impl Join {
     }
 }
 
-fn read_bounded(source: impl std::io::Read) -> std::io::Result<String> {
+pub(super) fn read_bounded(source: impl std::io::Read) -> std::io::Result<String> {
     let mut text = String::new();
     source.take(MAX_TOKEN_BYTES).read_to_string(&mut text)?;
     Ok(text)

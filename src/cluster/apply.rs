@@ -53,6 +53,7 @@ impl State {
                 self.update_cluster(*version, spec, tokens, root.as_ref(), at)
             }
             Command::FinishRootRotation => self.finish_root_rotation(at),
+            Command::UnlockKeySeen { key } => self.unlock_key_seen(key),
 
             Command::AddNode { id, role, hostname, software, addresses, availability, certificate_expires, root } => {
                 let (certificate_expires, root) = (*certificate_expires, *root);

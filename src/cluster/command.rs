@@ -18,13 +18,15 @@ pub struct Entry {
     pub command: Command,
 }
 
-/// Secrets of new join tokens; `None` keeps the old one.
+/// Secrets of new join tokens, and a new unlock key; `None` keeps the old one.
 #[derive(Default, Serialize, Deserialize)]
 pub struct NewTokens {
     /// Of the worker join token.
     pub worker: Option<Zeroizing<[u8; 16]>>,
     /// Of the manager join token.
     pub manager: Option<Zeroizing<[u8; 16]>>,
+    /// The unlock key, which is used once it was seen ([`Command::UnlockKeySeen`]).
+    pub unlock: Option<Zeroizing<[u8; 32]>>,
 }
 
 /// A root certificate that takes the place of the present one, and what goes with it.
@@ -183,6 +185,12 @@ pub enum Command {
     },
     /// Drops the former root certificate. Refused while a node has a certificate of it.
     FinishRootRotation,
+    /// Somebody was shown this unlock key: if it is the next one, the managers lock their files with it. Not before,
+    /// since a swarm whose only manager ended in between could never be unlocked again.
+    UnlockKeySeen {
+        /// It.
+        key: Zeroizing<[u8; 32]>,
+    },
     /// A new role, availability or labels of a node.
     UpdateNode {
         /// The node.
@@ -306,6 +314,8 @@ pub enum Reply {
 pub enum Effect {
     /// A master no longer exists: compact log and snapshots, and replace the at-rest key.
     Compact,
+    /// The managers' files are to be locked with another key, or with none. Comes before the compaction.
+    Lock,
     /// End this node's session at once.
     EndSession(NodeId),
 }

@@ -29,6 +29,7 @@ mod command;
 mod ipam;
 mod keys;
 pub mod limits;
+mod lock;
 mod networks;
 mod nodes;
 pub mod ring;
@@ -47,7 +48,7 @@ pub use apply::StateError;
 pub use command::{Command, Effect, Entry, NewRoot, NewTokens, Refusal, Reply};
 pub use settings::NewLife;
 pub use state::{
-    CertificateAuthority, Cluster, EpochState, FormerAttestation, Freed, GoneNode, Manager, Network, Node, NodeState,
-    Ring, RootRotation, RotationRequest, Service, State, Task,
+    CertificateAuthority, Cluster, EpochState, FormerAttestation, Freed, GoneNode, Lock, Manager, Network, Node,
+    NodeState, Ring, RootRotation, RotationRequest, Service, State, Task,
 };
 pub use view::Needs;

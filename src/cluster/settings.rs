@@ -2,7 +2,7 @@
 
 use super::apply::Outcome;
 use super::limits::{MAX_SUBNET_PREFIX, MIN_SUBNET_PREFIX, TASK_HISTORY};
-use super::{Cluster, Command, Entry, EpochState, NewRoot, NewTokens, Refusal, Reply, Ring, State, ipam, ring};
+use super::{Cluster, Command, Entry, EpochState, Lock, NewRoot, NewTokens, Refusal, Reply, Ring, State, ipam, ring};
 use crate::types::{ClusterSpec, Epoch, EpochPhase, Fork, Generation, Key32, NodeId, Role, UnixTime};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,6 +43,9 @@ impl State {
             return Err(Refusal::Invalid("a log starts with the swarm's settings and keys".into()));
         };
         check_spec(spec)?;
+        if spec.autolock {
+            return Err(Refusal::Invalid("autolock is turned on in a swarm that exists".into()));
+        }
         Ok(State {
             index: FIRST_INDEX,
             at: entry.at,
@@ -59,6 +62,8 @@ impl State {
                 rotation: None,
                 attestation: attestation.duplicate(),
                 former_attestation: None,
+                lock: Lock::default(),
+                next_unlock_key: None,
             },
             nodes: BTreeMap::new(),
             gone: BTreeMap::new(),
@@ -116,6 +121,8 @@ impl State {
         if let Some(root) = root {
             self.check_root_rotation(root, at)?;
         }
+        self.check_lock(spec.autolock, tokens.unlock.as_deref())?;
+        let mut effects = self.change_lock(spec.autolock, tokens.unlock.as_ref());
         self.cluster.spec = spec.clone();
         if let Some(secret) = &tokens.worker {
             self.cluster.worker_secret = secret.clone();
@@ -125,8 +132,8 @@ impl State {
         }
         self.cluster.version = self.index;
         self.cluster.updated_at = at;
-        let effects = root.map(|root| self.start_root_rotation(root, at));
-        Ok((Reply::Done, effects.into_iter().collect()))
+        effects.extend(root.map(|root| self.start_root_rotation(root, at)));
+        Ok((Reply::Done, effects))
     }
 }
 

@@ -90,6 +90,19 @@ pub struct Cluster {
     pub attestation: Key32,
     /// The one before it, while an epoch lives in which it signed.
     pub former_attestation: Option<FormerAttestation>,
+    /// What the managers' files are locked with.
+    pub lock: Lock,
+    /// The unlock key that takes the place of that one, or is the first, once somebody has seen it.
+    pub next_unlock_key: Option<Zeroizing<[u8; 32]>>,
+}
+
+/// What the managers lock their files with.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lock {
+    /// The unlock key; `None`: the files open by themselves.
+    pub key: Option<Zeroizing<[u8; 32]>>,
+    /// Log index of its last change, by which a manager that reads its log again does not go back to a former one.
+    pub since: u64,
 }
 
 /// A replacement of the root certificate that not all nodes have followed yet.

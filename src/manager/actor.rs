@@ -5,12 +5,13 @@
 //! When the store fails, what is on disk is unknown: the actor ends, and every proposal fails from then on.
 
 use super::handle::ManagerError;
+use super::lock::SealWatch;
 use super::peers::Peers;
 use super::replica::{Replica, Shell, Verdict};
 use super::session::Sessions;
-use super::store::{Loaded, Store};
+use super::store::{Loaded, Store, StoreError};
 use super::wall_clock;
-use crate::cluster::{Command, State};
+use crate::cluster::{Command, Lock, State};
 use crate::raft::{Lead, Member, Membership, Message, Raft, Save, Settings, Snapshot, Timing};
 use crate::types::{NodeId, Time};
 use smol::channel::{Receiver, Sender, TrySendError, bounded};
@@ -190,13 +191,14 @@ pub(super) fn start(
     published: Arc<Published>,
     sessions: Arc<Sessions>,
     peers: Peers,
+    seals: Arc<SealWatch>,
 ) -> Result<Writer, ManagerError> {
     let Loaded { owner, hard, snapshot, entries } = loaded;
     let seed = u64::from_be_bytes(super::random());
     let settings = Settings { member: owner.member, timing: Timing::default(), seed };
     let started = Instant::now();
     let raft = Raft::restart(settings, hard, &snapshot, entries, Time::default());
-    let ends = Ends { store, published: published.clone(), sessions, peers };
+    let ends = Ends { store, published: published.clone(), sessions, peers, seals };
     let mut actor = Actor { replica: Replica::new(ends, raft, snapshot.position), published, started };
     actor.turn(Vec::new())?;
     let (queue, inputs) = bounded(QUEUE_INPUTS);
@@ -212,6 +214,7 @@ struct Ends {
     published: Arc<Published>,
     sessions: Arc<Sessions>,
     peers: Peers,
+    seals: Arc<SealWatch>,
 }
 
 impl Ends {
@@ -226,6 +229,12 @@ impl Shell for Ends {
 
     fn save(&mut self, save: &Save) -> Result<(), ManagerError> {
         Ok(self.store.save(save)?)
+    }
+
+    fn follow_lock(&mut self, lock: &Lock) -> Result<(), ManagerError> {
+        let Some(seal) = self.store.follow_lock(lock)? else { return Ok(()) };
+        tracing::info!(locked = seal.is_locked(), "this manager's files have another lock");
+        Ok(self.seals.tell(seal).map_err(StoreError::Node)?)
     }
 
     fn send(&mut self, to: Member, message: Message) {

@@ -9,12 +9,12 @@ use super::store::{Loaded, Owner, Store};
 use super::{members, random, wall_clock};
 use crate::cluster::{Entry, NewLife, State};
 use crate::raft::{Body, HardState, Member, Membership, Payload, Peer, Position, Save, Snapshot};
-use crate::types::{Fork, Key32};
+use crate::types::{Fork, Key32, UnlockKey};
 use std::path::Path;
 
-/// Opens a stopped manager's store and puts the new life into it.
-pub(super) fn begin(directory: &Path) -> Result<(Store, Loaded), ManagerError> {
-    let (mut store, loaded) = Store::open(directory)?;
+/// Opens a stopped manager's store, with its unlock key if it is locked, and puts the new life into it.
+pub(super) fn begin(directory: &Path, unlock: Option<&UnlockKey>) -> Result<(Store, Loaded), ManagerError> {
+    let (mut store, loaded) = Store::open(directory, unlock)?;
     let Loaded { owner, hard, snapshot, entries } = loaded;
     let broken = |error: &dyn std::fmt::Display| ManagerError::Broken(error.to_string());
     let mut state = State::from_bytes(snapshot.data.bytes()).map_err(|error| broken(&error))?;
@@ -45,6 +45,7 @@ pub(super) fn begin(directory: &Path) -> Result<(Store, Loaded), ManagerError> {
     let hard = HardState { term: hard.term + 1, vote: None };
     let snapshot = Snapshot { position: Position { term: hard.term, index: state.index }, membership, data };
     store.set_owner(owner);
+    store.follow_lock(&state.cluster.lock)?;
     let save = Save { snapshot: Some(snapshot.clone()), hard, after: state.index, entries: Vec::new() };
     store.save(&save)?;
     Ok((store, Loaded { owner, hard, snapshot, entries: Vec::new() }))

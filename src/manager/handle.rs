@@ -7,6 +7,7 @@ use super::book::RecordBook;
 use super::credentials::Credentials;
 use super::drops::Drops;
 use super::listener::{self, Openings};
+use super::lock::{Follower, SealWatch};
 use super::peers::Peers;
 use super::session::Sessions;
 use super::store::{Loaded, Owner, Store, StoreError};
@@ -14,10 +15,10 @@ use super::tasks::TaskSet;
 use super::{fork, forward, members, planner, random, wall_clock};
 #[cfg(test)]
 use crate::cluster::CertificateAuthority;
-use crate::cluster::{Command, Entry, NewRoot, Refusal, Reply, State};
+use crate::cluster::{Command, Entry, NewRoot, NewTokens, Refusal, Reply, State};
 use crate::raft::{HardState, MAX_SNAPSHOT_BYTES, Member, Membership, Payload, Peer, Position, Snapshot};
 use crate::tls::Identity;
-use crate::types::{Availability, ClusterId, ClusterSpec, Fork, Key32, NodeAddresses, NodeId, Role};
+use crate::types::{Availability, ClusterId, ClusterSpec, Fork, Key32, NodeAddresses, NodeId, Role, UnlockKey};
 use crate::wire::control::Joined;
 use crate::wire::token::JoinToken;
 use smol::future::FutureExt as _;
@@ -104,6 +105,7 @@ pub(super) struct Inner {
     pub(super) tasks: TaskSet,
     pub(super) credentials: Arc<Credentials>,
     pub(super) peers: Peers,
+    seals: Arc<SealWatch>,
 }
 
 /// How long a command or a read waits for a leader: an election that begins now, and the next one.
@@ -127,10 +129,15 @@ impl Manager {
         Ok((Manager::start(store, loaded)?, joined))
     }
 
-    /// Opens the state that [`Manager::create`] made.
+    /// Opens the state that [`Manager::create`] made, unless it is locked.
     pub async fn open(directory: &Path) -> Result<Manager, ManagerError> {
+        Manager::unlock(directory, None).await
+    }
+
+    /// Opens the state with the unlock key, should it be locked.
+    pub async fn unlock(directory: &Path, unlock: Option<UnlockKey>) -> Result<Manager, ManagerError> {
         let directory = directory.to_owned();
-        let (store, loaded) = smol::unblock(move || Store::open(&directory)).await?;
+        let (store, loaded) = smol::unblock(move || Store::open(&directory, unlock.as_ref())).await?;
         Manager::start(store, loaded)
     }
 
@@ -152,22 +159,25 @@ impl Manager {
     }
 
     /// Goes on alone with the state in `directory`, of a manager that was stopped: all that it has on disk counts as
-    /// committed, in a new life of the state.
-    pub async fn force_new_cluster(directory: &Path) -> Result<Manager, ManagerError> {
+    /// committed, in a new life of the state. `unlock`: its [`Manager::unlock_key`].
+    pub async fn force_new_cluster(directory: &Path, unlock: Option<UnlockKey>) -> Result<Manager, ManagerError> {
         let directory = directory.to_owned();
-        let (store, loaded) = smol::unblock(move || fork::begin(&directory)).await?;
+        let (store, loaded) = smol::unblock(move || fork::begin(&directory, unlock.as_ref())).await?;
         Manager::start(store, loaded)
     }
 
-    fn start(store: Store, loaded: Loaded) -> Result<Manager, ManagerError> {
+    fn start(mut store: Store, loaded: Loaded) -> Result<Manager, ManagerError> {
         let Owner { node, member } = loaded.owner;
         let state = State::from_bytes(loaded.snapshot.data.bytes());
         let state = state.map_err(|error| ManagerError::Broken(error.to_string()))?;
+        // It was taken over, and the manager killed before it followed.
+        store.follow_lock(&state.cluster.lock)?;
+        let seals = Arc::new(SealWatch::new(store.node_seal()));
         let published = Arc::new(Published::new(state));
         let (sessions, drops, tasks) = (Arc::<Sessions>::default(), Arc::<Drops>::default(), TaskSet::default());
         let credentials = Arc::new(Credentials::new(node, published.clone()));
         let peers = Peers::new(member, credentials.clone(), drops.clone(), tasks.clone());
-        let writer = actor::start(store, loaded, published.clone(), sessions.clone(), peers.clone())?;
+        let writer = actor::start(store, loaded, published.clone(), sessions.clone(), peers.clone(), seals.clone())?;
         let inner = Arc::new(Inner {
             node,
             published,
@@ -180,6 +190,7 @@ impl Manager {
             tasks,
             credentials,
             peers,
+            seals,
         });
         inner.tasks.spawn("planner", planner::run(inner.clone()));
         Ok(Manager { inner })
@@ -240,6 +251,17 @@ impl Manager {
             let token = |secret: &Zeroizing<[u8; 16]>| JoinToken { root_digest, secret: secret.clone() }.to_string();
             (token(&state.cluster.worker_secret), token(&state.cluster.manager_secret))
         })
+    }
+
+    /// What opens this manager's files, if they are locked. Behind the state as it is applied here, or before it.
+    pub fn unlock_key(&self) -> Option<UnlockKey> {
+        self.inner.seals.unlock_key()
+    }
+
+    /// Tells, now and whenever it changes, how this manager's node is to keep its private key. The change counts as
+    /// made once `follower` returns.
+    pub fn follow_seal(&self, follower: Follower) -> Result<(), StoreError> {
+        self.inner.seals.follow(follower).map_err(StoreError::Node)
     }
 
     /// The root certificate, DER.
@@ -370,6 +392,14 @@ pub(crate) fn first_authority(cluster: ClusterId) -> CertificateAuthority {
     authority::create(cluster, wall_clock()).expect("the library makes keys")
 }
 
+/// A certificate for a node of a new swarm.
+#[cfg(test)]
+pub(crate) fn issue_first(cluster: ClusterId, node: NodeId, role: Role, key: &crate::tls::NodeKey) -> Vec<Vec<u8>> {
+    let request = key.request().expect("the library makes requests");
+    let names = Names { node, role, cluster };
+    authority::issue(&first_authority(cluster), &request, names, wall_clock(), 3600).expect("a certificate").chain
+}
+
 /// A root certificate to take the place of the state's.
 pub(crate) fn new_root(state: &State) -> Result<NewRoot, ManagerError> {
     let made = authority::succeed(&state.cluster.authority, state.cluster.id, wall_clock());
@@ -379,8 +409,9 @@ pub(crate) fn new_root(state: &State) -> Result<NewRoot, ManagerError> {
 
 /// The first state: the swarm and its first node. It goes into the store as a snapshot, so that there is no moment
 /// with half of it.
-fn create(directory: &Path, params: InitParams) -> Result<(Store, Loaded, Joined), ManagerError> {
+fn create(directory: &Path, mut params: InitParams) -> Result<(Store, Loaded, Joined), ManagerError> {
     let now = wall_clock();
+    let autolock = std::mem::take(&mut params.spec.autolock);
     let (cluster, node) = (ClusterId::from_random(random()), NodeId::from_random(random()));
     let fork = Fork(now.0);
     let certificate = |error: authority::AuthorityError| ManagerError::Certificate(error.to_string());
@@ -412,6 +443,12 @@ fn create(directory: &Path, params: InitParams) -> Result<(Store, Loaded, Joined
         root: issued.root,
     };
     state.apply(&Entry { at: now, command: add }).0?;
+    if autolock {
+        let spec = ClusterSpec { autolock, ..state.cluster.spec.clone() };
+        let tokens = NewTokens { unlock: Some(Zeroizing::new(random())), ..NewTokens::default() };
+        let command = Command::UpdateCluster { version: state.cluster.version, spec, tokens, root: None };
+        state.apply(&Entry { at: now, command }).0?;
+    }
     let seat = state.nodes.get(&node).map_or(0, |node| node.seat);
     let owner = Owner { node, member: Member(seat) };
     let membership = Membership::alone(owner.member, Peer { node, address: control });
@@ -419,7 +456,7 @@ fn create(directory: &Path, params: InitParams) -> Result<(Store, Loaded, Joined
     let bytes = state.to_bytes().map_err(|error| ManagerError::Broken(error.to_string()))?;
     let position = Position { term: FIRST_TERM, index: state.index };
     let snapshot = Snapshot { position, membership, data: Payload::new(bytes) };
-    let store = Store::create(directory, owner, &snapshot)?;
+    let store = Store::create(directory, owner, &snapshot, &state.cluster.lock)?;
     let joined = Joined { node, cluster, fork, data_path_port, role: Role::Manager, chain: issued.chain };
     let hard = HardState { term: FIRST_TERM, vote: None };
     Ok((store, Loaded { owner, hard, snapshot, entries: Vec::new() }, joined))
@@ -435,7 +472,7 @@ fn take_over(directory: &Path, node: NodeId, bytes: &[u8]) -> Result<(Store, Loa
     let member =
         member.ok_or_else(|| ManagerError::Unavailable(format!("node {node} is not a manager of the swarm")))?;
     let owner = Owner { node, member };
-    let store = Store::create(directory, owner, &snapshot)?;
+    let store = Store::create(directory, owner, &snapshot, &state.cluster.lock)?;
     let hard = HardState { term: snapshot.position.term, vote: None };
     Ok((store, Loaded { owner, hard, snapshot, entries: Vec::new() }))
 }

@@ -2,7 +2,8 @@
 //! `cluster::schedule` and `cluster::ring` plan.
 //!
 //! - `handle`: what the API and the daemon hold.
-//! - `store`: term, log and snapshot, each record sealed; what is retired can never be read again.
+//! - `store`: term, log and snapshot, each record sealed; what is retired can never be read again. `lock`: the keys of
+//!   it on disk, and autolock.
 //! - `replica`: drives the consensus (pure): make durable, send, apply, tell the proposers. `actor`: the one writer,
 //!   the thread that runs it on the store.
 //! - `members`: who should take part in the consensus. `peers`: its streams between managers. `credentials`: the
@@ -32,6 +33,7 @@ mod forward;
 pub(crate) mod handle;
 mod limits;
 mod listener;
+mod lock;
 pub(crate) mod members;
 pub(crate) mod news;
 pub(crate) mod peers;
@@ -44,7 +46,8 @@ mod tasks;
 
 pub use handle::{InitParams, Manager, ManagerError};
 #[cfg(test)]
-pub(crate) use handle::{first_authority, new_root};
+pub(crate) use handle::{first_authority, issue_first, new_root};
+pub use lock::NodeSeal;
 pub use store::StoreError;
 
 use crate::types::UnixTime;

@@ -6,7 +6,7 @@
 
 use super::handle::ManagerError;
 use super::members;
-use crate::cluster::{Command, Effect, Entry, Refusal, Reply, State};
+use crate::cluster::{Command, Effect, Entry, Lock, Refusal, Reply, State};
 use crate::raft::{
     Body, Consensus as _, Lead, Member, Membership, Message, Payload, Position, ProposeError, Raft, ReadDone, Ready,
     Save, Snapshot,
@@ -37,6 +37,8 @@ pub(crate) trait Shell {
 
     /// Makes it durable, all of it or nothing.
     fn save(&mut self, save: &Save) -> Result<(), ManagerError>;
+    /// Locks this manager's files with this, unless they follow a later word already. Durable when it returns.
+    fn follow_lock(&mut self, lock: &Lock) -> Result<(), ManagerError>;
     /// Sends it, if it can be sent now.
     fn send(&mut self, to: Member, message: Message);
     /// The others are these, from now on.
@@ -186,6 +188,7 @@ impl<S: Shell> Replica<S> {
         tracing::info!(index = state.index, "took over the leader's state");
         self.shell.change(|current| *current = state);
         (self.snapshot, self.bytes) = (snapshot.position, 0);
+        self.follow_lock()?;
         self.shell.set_members(self.raft.membership());
         self.shell.notify();
         Ok(())
@@ -195,6 +198,9 @@ impl<S: Shell> Replica<S> {
     fn apply(&mut self, committed: Vec<crate::raft::Entry>) -> Result<(), ManagerError> {
         let members = committed.iter().any(|entry| matches!(entry.body, Body::Members(_)));
         let (results, effects) = self.shell.change(|state| apply(state, committed, &mut self.bytes))?;
+        if effects.contains(&Effect::Lock) {
+            self.follow_lock()?;
+        }
         if effects.contains(&Effect::Compact) {
             self.compact()?;
         }
@@ -209,6 +215,11 @@ impl<S: Shell> Replica<S> {
         }
         self.tell(results);
         Ok(())
+    }
+
+    fn follow_lock(&mut self) -> Result<(), ManagerError> {
+        let lock = self.shell.with(|state| state.cluster.lock.clone());
+        self.shell.follow_lock(&lock)
     }
 
     /// Proposals whose place another entry took are lost.

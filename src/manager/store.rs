@@ -1,6 +1,6 @@
 //! What this manager must not forget, on disk: its term and vote, the log, the snapshot the log goes on from. Each
-//! record is sealed under a key of its own: HKDF(at-rest key, 32 random octets). The at-rest key is a file of mode
-//! 0600 beside the store.
+//! record is sealed under a key of its own: HKDF(at-rest key, 32 random octets). The at-rest key is in a file of mode
+//! 0600 beside the store, the key file (see [`super::lock`]).
 //!
 //! [`Store::save`] keeps a [`Save`] of the consensus whole or not at all. One that brings a snapshot (this manager's
 //! own, or the leader's) is written to a fresh store file that holds the snapshot and what of the log follows it,
@@ -17,22 +17,22 @@
 //!
 //! The lock file is held as long as the store is open: a second process is refused.
 
+use super::lock::{KeyFile, NodeSeal};
+use crate::cluster::Lock;
 use crate::crypto;
 use crate::raft::{Body, Entry, HardState, Member, Membership, Payload, Position, Save, Snapshot};
-use crate::tls::write_private;
-use crate::types::{Key32, NodeId};
+use crate::types::{Key32, NodeId, UnlockKey};
 use nix::fcntl::{Flock, FlockArg};
 use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
 /// The version of the stored form.
-const FORMAT: u64 = 2;
+const FORMAT: u64 = 3;
 /// Bytes of memory for the pages of the store: it is read once, at start.
 const CACHE_BYTES: usize = 4 << 20;
 
@@ -40,7 +40,6 @@ pub(super) const STORE_FILE: &str = "store.redb";
 const FRESH_FILE: &str = "store.redb.new";
 pub(super) const KEY_FILE: &str = "at-rest.key";
 const LOCK_FILE: &str = "lock";
-const KEY_MAGIC: &[u8] = b"formic at-rest 1";
 const RECORD_LABEL: &[u8] = b"formic at-rest record v1";
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
@@ -86,6 +85,15 @@ pub enum StoreError {
         /// Its format.
         found: u64,
     },
+    /// Its key file is locked.
+    #[error("the manager's state is locked: it needs the unlock key")]
+    Locked,
+    /// Its key file is locked with another key. The words are Docker's.
+    #[error("swarm could not be unlocked: invalid key provided")]
+    WrongUnlockKey,
+    /// The node's own key cannot be written.
+    #[error("{0}")]
+    Node(String),
     /// It cannot be read.
     #[error(
         "{path} is damaged ({reason}): restore {path} and {KEY_FILE} from one backup, or remove the state directory and make or join a swarm again"
@@ -112,6 +120,7 @@ pub(super) struct Store {
     directory: PathBuf,
     database: Database,
     key: Key32,
+    key_file: KeyFile,
     owner: Owner,
     _lock: Flock<File>,
 }
@@ -140,50 +149,67 @@ impl Store {
     }
 
     /// Makes a store that holds a snapshot. It exists completely or, after a crash, not at all.
-    pub(super) fn create(directory: &Path, owner: Owner, snapshot: &Snapshot) -> Result<Store, StoreError> {
+    pub(super) fn create(
+        directory: &Path,
+        owner: Owner,
+        snapshot: &Snapshot,
+        lock: &Lock,
+    ) -> Result<Store, StoreError> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(directory)
             .map_err(|error| file_error(directory, error))?;
-        let lock = lock(directory)?;
+        let exclusive = exclusive(directory)?;
         if Store::exists(directory) {
             return Err(StoreError::Exists(directory.to_owned()));
         }
         let key = Key32::new(super::random());
-        write_keys(directory, &[&key])?;
+        let key_file = KeyFile::create(directory, &key, lock)?;
         let hard = HardState { term: snapshot.position.term, vote: None };
         let database = write_fresh(directory, &key, owner, (snapshot, hard, &[]))?;
         put_in_place(directory)?;
-        Ok(Store { directory: directory.to_owned(), database, key, owner, _lock: lock })
+        Ok(Store { directory: directory.to_owned(), database, key, key_file, owner, _lock: exclusive })
     }
 
-    /// Opens a store and reads it.
-    pub(super) fn open(directory: &Path) -> Result<(Store, Loaded), StoreError> {
+    /// Opens a store and reads it, with the unlock key if it is locked.
+    pub(super) fn open(directory: &Path, unlock: Option<&UnlockKey>) -> Result<(Store, Loaded), StoreError> {
         let path = directory.join(STORE_FILE);
         if !path.exists() {
             return Err(StoreError::Missing(directory.to_owned()));
         }
-        let lock = lock(directory)?;
+        let exclusive = exclusive(directory)?;
+        let (key_file, keys) = KeyFile::read(directory, unlock)?;
         remove_if_there(&directory.join(FRESH_FILE))?;
-        let keys = read_keys(directory)?;
         let database = open_database(&path)?;
         let damaged = |reason: String| StoreError::Damaged { path: path.clone(), reason };
         check_format(&database, &path)?;
         let unfinished = keys.len() > 1;
         let (key, owner, snapshot) = read_snapshot(&database, keys).map_err(damaged)?;
         if unfinished {
-            write_keys(directory, &[&key])?;
+            key_file.write(&[&key])?;
         }
         let hard = read_hard(&database, &key).map_err(damaged)?;
         let entries = read_log(&database, &key, snapshot.position).map_err(damaged)?;
-        let store = Store { directory: directory.to_owned(), database, key, owner, _lock: lock };
+        let store = Store { directory: directory.to_owned(), database, key, key_file, owner, _lock: exclusive };
         Ok((store, Loaded { owner, hard, snapshot, entries }))
     }
 
     /// From the next snapshot on it is in this seat.
     pub(super) fn set_owner(&mut self, owner: Owner) {
         self.owner = owner;
+    }
+
+    /// Locks the key file as `lock` says, unless it has followed a later word already. Gives how the node is to keep its
+    /// private key, if that changed.
+    pub(super) fn follow_lock(&mut self, lock: &Lock) -> Result<Option<NodeSeal>, StoreError> {
+        let changed = self.key_file.follow(lock, &self.key)?;
+        Ok(changed.then(|| self.node_seal()))
+    }
+
+    /// How the node is to keep its private key.
+    pub(super) fn node_seal(&self) -> NodeSeal {
+        self.key_file.node_seal()
     }
 
     /// Keeps what the consensus wants kept. Durable when this returns.
@@ -211,20 +237,20 @@ impl Store {
     /// A new store in the place of the old one, under a new at-rest key.
     fn replace(&mut self, snapshot: &Snapshot, save: &Save) -> Result<(), StoreError> {
         let key = Key32::new(super::random());
-        write_keys(&self.directory, &[&self.key, &key])?;
+        self.key_file.write(&[&self.key, &key])?;
         self.database = write_fresh(&self.directory, &key, self.owner, (snapshot, save.hard, &save.entries))?;
         put_in_place(&self.directory)?;
-        write_keys(&self.directory, &[&key])?;
+        self.key_file.write(&[&key])?;
         self.key = key;
         Ok(())
     }
 }
 
-fn file_error(path: &Path, error: std::io::Error) -> StoreError {
+pub(super) fn file_error(path: &Path, error: std::io::Error) -> StoreError {
     StoreError::File { path: path.to_owned(), reason: error.to_string() }
 }
 
-fn lock(directory: &Path) -> Result<Flock<File>, StoreError> {
+fn exclusive(directory: &Path) -> Result<Flock<File>, StoreError> {
     let path = directory.join(LOCK_FILE);
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
     let file = file.map_err(|error| file_error(&path, error))?;
@@ -330,7 +356,7 @@ fn write_log(transaction: &WriteTransaction, key: &Key32, entries: &[Entry]) -> 
 }
 
 /// Into a buffer of the right size from the start: growing would leave unwiped copies of keys behind.
-fn encode<T: Serialize>(value: &T) -> std::io::Result<Zeroizing<Vec<u8>>> {
+pub(super) fn encode<T: Serialize>(value: &T) -> std::io::Result<Zeroizing<Vec<u8>>> {
     let size = postcard::experimental::serialized_size(value).map_err(std::io::Error::other)?;
     let mut bytes = Zeroizing::new(vec![0; size]);
     postcard::to_slice(value, &mut bytes).map_err(std::io::Error::other)?;
@@ -370,34 +396,6 @@ fn put_in_place(directory: &Path) -> Result<(), StoreError> {
     renamed.and_then(|()| File::open(directory)?.sync_all()).map_err(|error| file_error(&path, error))
 }
 
-/// Replaces the key file. The old file's octets are overwritten as far as the file system lets us.
-fn write_keys(directory: &Path, keys: &[&Key32]) -> Result<(), StoreError> {
-    let path = directory.join(KEY_FILE);
-    let mut bytes = Zeroizing::new(KEY_MAGIC.to_vec());
-    bytes.reserve_exact(keys.len() * 32);
-    keys.iter().for_each(|key| bytes.extend_from_slice(key.expose()));
-    let old = OpenOptions::new().write(true).open(&path).ok();
-    write_private(&path, &bytes).map_err(|error| file_error(&path, error))?;
-    if let Some(mut old) = old {
-        let len = old.metadata().map_or(0, |metadata| metadata.len()).min(4096);
-        let wiped = old.write_all(&vec![0; len as usize]).and_then(|()| old.sync_all());
-        wiped.map_err(|error| file_error(&path, error))?;
-    }
-    Ok(())
-}
-
-fn read_keys(directory: &Path) -> Result<Vec<Key32>, StoreError> {
-    let path = directory.join(KEY_FILE);
-    let mut bytes = Zeroizing::new(Vec::with_capacity(256));
-    let file = File::open(&path).map_err(|error| file_error(&path, error))?;
-    file.take(200).read_to_end(&mut bytes).map_err(|error| file_error(&path, error))?;
-    let (keys, rest) = bytes.strip_prefix(KEY_MAGIC).unwrap_or_default().as_chunks::<32>();
-    if keys.is_empty() || keys.len() > 2 || !rest.is_empty() {
-        return Err(StoreError::Damaged { path, reason: "it is not an at-rest key".to_owned() });
-    }
-    Ok(keys.iter().map(|key| Key32::new(*key)).collect())
-}
-
 /// The key of one record. It is used once, so the nonce may stand still.
 fn record_key(key: &Key32, random: &[u8; 32]) -> Key32 {
     crypto::derive_key(&[key.expose()], &[RECORD_LABEL, random])
@@ -425,9 +423,16 @@ fn open(key: &Key32, kind: u8, index: u64, record: &[u8]) -> Result<Zeroizing<Ve
 pub(super) mod testing {
     use super::*;
 
-    /// The key in a key file that holds one.
-    pub(in super::super) fn bare_key(file: &[u8]) -> Vec<u8> {
-        file.strip_prefix(KEY_MAGIC).unwrap().to_vec()
+    /// The key file in the middle of a compaction, from `old` to `new`, neither of them locked.
+    pub(in super::super) fn both_keys(old: &Path, new: &Path) -> Vec<u8> {
+        let (file, old_keys) = KeyFile::read(old, None).unwrap();
+        let (_, new_keys) = KeyFile::read(new, None).unwrap();
+        let path = old.join(KEY_FILE);
+        let before = std::fs::read(&path).unwrap();
+        file.write(&[&old_keys[0], &new_keys[0]]).unwrap();
+        let both = std::fs::read(&path).unwrap();
+        std::fs::write(&path, before).unwrap();
+        both
     }
 
     /// All records in a copy of a store file that the present key file opens: the 32 random octets, and the content.
@@ -436,7 +441,7 @@ pub(super) mod testing {
         std::fs::write(&copy, store).unwrap();
         let database = open_database(&copy).unwrap();
         let mut found = Vec::new();
-        for key in read_keys(directory).unwrap() {
+        for key in KeyFile::read(directory, None).unwrap().1 {
             let transaction = database.begin_read().unwrap();
             for (table, kind) in [(HARD, b'H'), (LOG, b'L'), (SNAPSHOT, b'S')] {
                 for record in transaction.open_table(table).unwrap().iter().unwrap() {

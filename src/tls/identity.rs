@@ -1,6 +1,8 @@
 //! A node's key and certificate chain on disk, and what a certificate says about its holder.
 
-use crate::types::{ClusterId, NodeId, Role, UnixTime};
+use crate::crypto;
+use crate::sys::random;
+use crate::types::{ClusterId, Key32, NodeId, Role, UnixTime};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -9,6 +11,14 @@ use zeroize::Zeroizing;
 
 /// Bytes of an identity file at most: a key and three certificates are below 4 KiB.
 const MAX_FILE_BYTES: u64 = 64 << 10;
+
+/// PEM label of the key as it is.
+const PLAIN_KEY: &str = "PRIVATE KEY";
+
+/// PEM label of the key sealed under HKDF(seal, 32 random octets), behind these.
+const SEALED_KEY: &str = "SEALED PRIVATE KEY";
+
+const SEAL_LABEL: &[u8] = b"formic sealed identity v1";
 
 /// PEM label of a root that is trusted beside the chain's own.
 const FURTHER_ROOT: &str = "TRUSTED CERTIFICATE";
@@ -32,6 +42,9 @@ pub enum IdentityError {
         "{0} is not a node identity (key and certificates): restore it, or remove the state directory and join again"
     )]
     Damaged(PathBuf),
+    /// Its key is sealed, and not under the seal that is at hand.
+    #[error("the key in {0} is sealed, and not by this manager's state: leave the swarm and join again")]
+    Sealed(PathBuf),
     /// A certificate does not name a node of a swarm.
     #[error("the certificate does not name a node, a role and a swarm")]
     Certificate,
@@ -172,21 +185,25 @@ impl Identity {
     }
 
     /// Stores key and chain as one PEM file, mode 0600, durable, replaced in one step: a crash leaves the old one
-    /// or the new one.
-    pub fn save(&self, path: &Path) -> Result<(), IdentityError> {
+    /// or the new one. The key is sealed, if there is a seal.
+    pub fn save(&self, path: &Path, seal: Option<&Key32>) -> Result<(), IdentityError> {
         let failed = |cause| IdentityError::File { path: path.to_owned(), cause };
-        let mut text = Zeroizing::new(pem::encode(&pem::Pem::new("PRIVATE KEY", self.key.to_vec())));
+        let key = match seal {
+            None => pem::Pem::new(PLAIN_KEY, self.key.to_vec()),
+            Some(seal) => pem::Pem::new(SEALED_KEY, seal_key(seal, &self.key)),
+        };
+        let mut text = Zeroizing::new(pem::encode(&key));
         for certificate in &self.chain {
             text.push_str(&pem::encode(&pem::Pem::new("CERTIFICATE", certificate.to_vec())));
         }
         for root in &self.further_roots {
             text.push_str(&pem::encode(&pem::Pem::new(FURTHER_ROOT, root.to_vec())));
         }
-        write_private(path, text.as_bytes()).map_err(failed)
+        replace_private(path, text.as_bytes()).map_err(failed)
     }
 
-    /// Reads what [`Identity::save`] wrote.
-    pub fn load(path: &Path) -> Result<Identity, IdentityError> {
+    /// Reads what [`Identity::save`] wrote; `seal` opens a sealed key.
+    pub fn load(path: &Path, seal: Option<&Key32>) -> Result<Identity, IdentityError> {
         let failed = |cause| IdentityError::File { path: path.to_owned(), cause };
         let damaged = || IdentityError::Damaged(path.to_owned());
         if std::fs::metadata(path).map_err(failed)?.len() > MAX_FILE_BYTES {
@@ -196,7 +213,11 @@ impl Identity {
         let (mut key, mut chain, mut further_roots) = (None, Vec::new(), Vec::new());
         for block in pem::parse_many(&*text).map_err(|_| damaged())? {
             match block.tag() {
-                "PRIVATE KEY" => key = Some(Zeroizing::new(block.into_contents())),
+                PLAIN_KEY => key = Some(Zeroizing::new(block.into_contents())),
+                SEALED_KEY => {
+                    let opened = seal.and_then(|seal| open_key(seal, block.contents()));
+                    key = Some(opened.ok_or_else(|| IdentityError::Sealed(path.to_owned()))?);
+                }
                 "CERTIFICATE" => chain.push(block.into_contents()),
                 FURTHER_ROOT => further_roots.push(block.into_contents()),
                 _ => return Err(damaged()),
@@ -206,8 +227,32 @@ impl Identity {
     }
 }
 
+/// Each random is used once, so the nonce may stand still.
+fn seal_key(seal: &Key32, key: &[u8]) -> Vec<u8> {
+    let random = random::bytes::<32>();
+    let own = crypto::derive_key(&[seal.expose()], &[SEAL_LABEL, &random]);
+    [random.as_slice(), &crypto::seal(&own, &[0; 12], SEAL_LABEL, key)].concat()
+}
+
+fn open_key(seal: &Key32, sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    let (random, sealed) = sealed.split_first_chunk::<32>()?;
+    let own = crypto::derive_key(&[seal.expose()], &[SEAL_LABEL, random]);
+    crypto::open(&own, &[0; 12], SEAL_LABEL, sealed).ok()
+}
+
+/// Replaces a file that holds a secret: [`write_private`], and then the old file's octets are overwritten as far as the
+/// file system lets us.
+pub(crate) fn replace_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let old = std::fs::OpenOptions::new().write(true).open(path).ok();
+    write_private(path, bytes)?;
+    let Some(mut old) = old else { return Ok(()) };
+    let length = old.metadata()?.len().min(MAX_FILE_BYTES);
+    old.write_all(&vec![0; length as usize])?;
+    old.sync_all()
+}
+
 /// Writes a file of mode 0600 durably and in one step.
-pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let directory = path.parent().ok_or(std::io::ErrorKind::InvalidInput)?;
     let mut name = path.file_name().ok_or(std::io::ErrorKind::InvalidInput)?.to_owned();
     name.push(".new");

@@ -56,10 +56,10 @@ fn a_damaged_identity_says_what_to_do() {
     let path = std::env::temp_dir().join(format!("formic-identity-{}", std::process::id()));
     for content in [b"".as_slice(), b"garbage", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
         std::fs::write(&path, content).unwrap();
-        let text = Identity::load(&path).err().unwrap().to_string();
+        let text = Identity::load(&path, None).err().unwrap().to_string();
         assert!(text.contains("is not a node identity") && !text.contains('\n'), "{text}");
     }
     std::fs::remove_file(&path).unwrap();
-    assert!(matches!(Identity::load(&path), Err(IdentityError::File { .. })));
+    assert!(matches!(Identity::load(&path, None), Err(IdentityError::File { .. })));
     assert!(Peer::of(b"garbage").is_err());
 }

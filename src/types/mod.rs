@@ -10,6 +10,7 @@ mod placement;
 mod queues;
 mod spec;
 mod time;
+mod unlock;
 
 pub use id::{
     BootId, ClusterId, EndpointKey, Epoch, Fork, Generation, Id, IdError, NetworkId, NodeId, ServiceId, Spi, TaskId,
@@ -24,3 +25,4 @@ pub use spec::{
     TaskAssignment, TaskState, TaskStatus, task_name,
 };
 pub use time::{Time, UnixTime};
+pub use unlock::{NotAnUnlockKey, UnlockKey};

@@ -65,6 +65,8 @@ pub struct ClusterSpec {
     pub subnet_prefix: u8,
     /// UDP port of ESP on every node, unless a node says otherwise.
     pub data_path_port: u16,
+    /// A manager whose daemon starts again needs the unlock key.
+    pub autolock: bool,
 }
 
 impl Default for ClusterSpec {
@@ -79,6 +81,7 @@ impl Default for ClusterSpec {
             address_pool: IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 0, 0, 0), 8)),
             subnet_prefix: 24,
             data_path_port: 4500,
+            autolock: false,
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::agent::{
 };
 use crate::cluster::{Command, NewRoot, Reply, State};
 use crate::manager::ManagerError;
-use crate::types::{NetworkId, NodeId};
+use crate::types::{NetworkId, NodeId, UnlockKey};
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -38,6 +38,8 @@ pub(super) trait Backend: Send + Sync + 'static {
     fn join(&self, target: JoinTarget) -> Answer<'_, Result<(), NodeError>>;
     /// `swarm leave`.
     fn leave(&self, force: bool) -> Answer<'_, Result<(), NodeError>>;
+    /// `swarm unlock`.
+    fn unlock(&self, key: UnlockKey) -> Answer<'_, Result<(), NodeError>>;
     /// `formic status`.
     fn status(&self) -> Answer<'_, Status>;
     /// The tasks of this node.
@@ -114,6 +116,10 @@ impl Backend for Node {
 
     fn leave(&self, force: bool) -> Answer<'_, Result<(), NodeError>> {
         Box::pin(Node::leave(self, force))
+    }
+
+    fn unlock(&self, key: UnlockKey) -> Answer<'_, Result<(), NodeError>> {
+        Box::pin(Node::unlock(self, key))
     }
 
     fn status(&self) -> Answer<'_, Status> {

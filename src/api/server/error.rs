@@ -92,7 +92,9 @@ impl From<NodeError> for ApiError {
         let status = match &error {
             NodeError::Invalid(_) => StatusCode::BAD_REQUEST,
             NodeError::NotFound(_) => StatusCode::NOT_FOUND,
-            NodeError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            NodeError::Unavailable(_) | NodeError::Locked => StatusCode::SERVICE_UNAVAILABLE,
+            NodeError::WrongKey(_) => StatusCode::UNAUTHORIZED,
+            NodeError::NotLocked => StatusCode::CONFLICT,
             NodeError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         ApiError::new(status, error.to_string())

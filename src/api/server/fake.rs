@@ -6,11 +6,11 @@ use super::{bind, serve_backend};
 use crate::agent::{
     ExecIo, ExecRequest, ImageInfo, InitRequest, JoinTarget, LocalTask, NodeError, Status, SwarmInfo, SwarmState,
 };
-use crate::cluster::{Command, Entry, NewRoot, NodeState, Reply, State, schedule};
+use crate::cluster::{Command, Entry, NewRoot, NewTokens, NodeState, Reply, State, schedule};
 use crate::manager::ManagerError;
 use crate::types::{
     BootId, ClusterId, ClusterSpec, Fork, Key32, Machine, NetworkId, NodeAddresses, NodeId, Queues, Resources, Role,
-    TaskId, TaskState, TaskStatus, UnixTime,
+    TaskId, TaskState, TaskStatus, UnixTime, UnlockKey,
 };
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
@@ -35,6 +35,8 @@ pub(crate) struct Fake(Arc<Inner>);
 
 struct Inner {
     state: Mutex<Option<Arc<State>>>,
+    /// The state while it waits for its unlock key.
+    locked: Mutex<Option<Arc<State>>>,
     swarm: Mutex<SwarmInfo>,
     names: Mutex<Vec<(NetworkId, String)>>,
     images: Mutex<Vec<ImageInfo>>,
@@ -56,6 +58,7 @@ impl Fake {
         };
         Fake(Arc::new(Inner {
             state: Mutex::new(None),
+            locked: Mutex::new(None),
             swarm: Mutex::new(swarm),
             names: Mutex::new(Vec::new()),
             images: Mutex::new(Vec::new()),
@@ -97,7 +100,8 @@ impl Fake {
         swarm.managers = vec![(NodeId::from_random(NODE), control(1))];
     }
 
-    fn make_swarm(&self, spec: ClusterSpec) {
+    fn make_swarm(&self, mut spec: ClusterSpec) {
+        let autolock = std::mem::take(&mut spec.autolock);
         self.become_member(Role::Manager);
         let cluster = ClusterId::from_random([1; 17]);
         let init = Command::Init {
@@ -120,6 +124,20 @@ impl Fake {
         let node = NodeId::from_random(NODE);
         self.open_session(node, 1);
         self.apply(Command::SetNodeState { node, state: NodeState::Ready, message: String::new() }).unwrap();
+        if autolock {
+            let (version, spec) = (1, ClusterSpec { autolock, ..self.current().cluster.spec.clone() });
+            let tokens = NewTokens { unlock: Some(Zeroizing::new([9; 32])), ..NewTokens::default() };
+            self.apply(Command::UpdateCluster { version, spec, tokens, root: None }).unwrap();
+        }
+    }
+
+    /// Its daemon starts again: it is locked if its files are.
+    pub(crate) fn restart(&self) {
+        let mut state = self.0.state.lock().unwrap();
+        if state.as_ref().is_some_and(|state| state.cluster.lock.key.is_some()) {
+            *self.0.locked.lock().unwrap() = state.take();
+            self.0.swarm.lock().unwrap().state = SwarmState::Locked;
+        }
     }
 
     fn add_node(&self, id: [u8; 17], role: Role, number: u8) {
@@ -312,7 +330,18 @@ impl Backend for Fake {
             return ready(Err(NodeError::Unavailable("this is the last manager: use --force".into())));
         }
         *state = None;
+        *self.0.locked.lock().unwrap() = None;
         self.0.swarm.lock().unwrap().state = SwarmState::Inactive;
+        ready(Ok(()))
+    }
+
+    fn unlock(&self, key: UnlockKey) -> Answer<'_, Result<(), NodeError>> {
+        let mut locked = self.0.locked.lock().unwrap();
+        if locked.as_ref().unwrap().cluster.lock.key.as_ref() != Some(&key.0) {
+            return ready(Err(NodeError::WrongKey("swarm could not be unlocked: invalid key provided".into())));
+        }
+        *self.0.state.lock().unwrap() = locked.take();
+        self.0.swarm.lock().unwrap().state = SwarmState::Active;
         ready(Ok(()))
     }
 

@@ -36,7 +36,7 @@ mod tests;
 
 pub use socket::{ApiSocket, SocketError, bind};
 
-use crate::agent::{Node, SwarmState};
+use crate::agent::{LOCKED, Node, SwarmState};
 use crate::api::time;
 use crate::cluster::State;
 use backend::Backend;
@@ -190,6 +190,9 @@ async fn route(
     let get = request.method == Method::GET || request.method == Method::HEAD;
     let post = request.method == Method::POST;
     let delete = request.method == Method::DELETE;
+    if backend.swarm().state == SwarmState::Locked && !works_locked(&path) {
+        return Err(ApiError::unavailable(LOCKED));
+    }
     if reads_state(&path) {
         backend.refresh().await?;
     }
@@ -202,6 +205,8 @@ async fn route(
         ["swarm", "join"] if post => swarm::join(backend, request).await,
         ["swarm", "leave"] if post => swarm::leave(backend, request).await,
         ["swarm", "update"] if post => swarm::update(backend, request).await,
+        ["swarm", "unlockkey"] if get => swarm::unlock_key(context),
+        ["swarm", "unlock"] if post => swarm::unlock(backend, request).await,
         ["nodes"] if get => nodes::list(backend, request),
         ["nodes", node] if get => nodes::inspect(backend, node),
         ["nodes", node] if delete => nodes::remove(backend, request, node).await,
@@ -230,13 +235,24 @@ async fn route(
 }
 
 /// Whether the answer comes from the replicated state: it has to show what other managers have answered before.
-/// Joining and leaving need no leader.
+/// Joining, leaving and unlocking need no leader.
 fn reads_state(path: &[&str]) -> bool {
     match path {
-        ["swarm", "init" | "join" | "leave"] => false,
+        ["swarm", "init" | "join" | "leave" | "unlock"] => false,
         ["swarm" | "nodes" | "networks" | "services" | "tasks", ..] | ["formic", "keys" | "rotate-keys"] => true,
         _ => false,
     }
+}
+
+/// What a node can answer and do whose manager waits for the unlock key.
+fn works_locked(path: &[&str]) -> bool {
+    matches!(
+        path,
+        ["_ping" | "version" | "info"]
+            | ["swarm", "init" | "join" | "leave" | "unlock"]
+            | ["containers", "json"]
+            | ["formic", "status" | "images", ..]
+    )
 }
 
 async fn route_formic(backend: &dyn Backend, request: &Request, path: &[&str]) -> Result<respond::Response, ApiError> {

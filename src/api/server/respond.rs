@@ -76,7 +76,7 @@ pub(super) fn add_headers(headers: &mut HeaderMap, swarm: &SwarmInfo) {
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-store, must-revalidate"));
 }
 
-/// `inactive`, `pending`, `error`, `active/worker`, `active/manager`.
+/// `inactive`, `pending`, `locked`, `error`, `active/worker`, `active/manager`.
 pub(super) fn swarm_header(swarm: &SwarmInfo) -> String {
     let role = match (swarm.state, swarm.role) {
         (SwarmState::Active, Some(Role::Manager)) => "/manager",
@@ -92,6 +92,7 @@ pub(super) fn state_word(state: SwarmState) -> &'static str {
         SwarmState::Inactive => "inactive",
         SwarmState::Pending => "pending",
         SwarmState::Active => "active",
+        SwarmState::Locked => "locked",
         SwarmState::Error => "error",
     }
 }

@@ -86,6 +86,7 @@ pub(super) const SWARM_INIT: Shape = Object(&[
     ("SubnetSize", Any),
     ("ForceNewCluster", Any),
     ("Availability", Any),
+    ("AutoLockManagers", Any),
     ("Spec", SWARM_SPEC),
 ]);
 
@@ -94,6 +95,7 @@ const SWARM_SPEC: Shape = Object(&[
     ("Orchestration", Object(&[("TaskHistoryRetentionLimit", Any)])),
     ("Dispatcher", Object(&[("HeartbeatPeriod", Any)])),
     ("CAConfig", Object(&[("NodeCertExpiry", Any)])),
+    ("EncryptionConfig", Object(&[("AutoLockManagers", Any)])),
     ("Formic", Object(&[("KeyRotationSeconds", Any), ("DisabledOffloads", Any)])),
 ]);
 
@@ -106,6 +108,9 @@ pub(super) const SWARM_JOIN: Shape = Object(&[
     ("JoinToken", Any),
     ("Availability", Any),
 ]);
+
+/// `POST /swarm/unlock`.
+pub(super) const SWARM_UNLOCK: Shape = Object(&[("UnlockKey", Any)]);
 
 /// `POST /nodes/{id}/update`.
 pub(super) const NODE: Shape = Object(&[("Labels", Any), ("Role", Any), ("Availability", Any)]);

@@ -1,17 +1,18 @@
-//! The swarm: init, join, leave, inspect, update.
+//! The swarm: init, join, leave, inspect, update, unlock.
 
 use super::backend::Backend;
 use super::error::{self, ApiError};
 use super::request::Request;
 use super::roots::Roots;
-use super::{manager_state, networks, nodes, respond, schema, time};
-use crate::agent::{InitRequest, JoinTarget, SwarmState};
+use super::{Context, manager_state, networks, nodes, respond, schema, time};
+use crate::agent::{InitRequest, JoinTarget, NodeError, SwarmState};
 use crate::api::types as api;
 use crate::cluster::{Command, NewTokens, State, limits};
-use crate::types::{Availability, ClusterSpec, Offloads};
+use crate::types::{Availability, ClusterSpec, NotAnUnlockKey, Offloads, UnlockKey};
 use hyper::StatusCode;
 use ipnet::IpNet;
 use serde_json::Value;
+use std::sync::Arc;
 use zeroize::Zeroizing;
 
 /// Nanoseconds, in which Docker's API counts durations, of a second.
@@ -44,6 +45,7 @@ pub(super) async fn init(backend: &dyn Backend, request: &Request) -> Result<res
 pub(super) fn init_from(wanted: api::SwarmInit) -> Result<InitRequest, ApiError> {
     let mut spec = ClusterSpec::default();
     apply_settings(&mut spec, &wanted.spec)?;
+    spec.autolock |= wanted.auto_lock_managers;
     spec.address_pool = read_pool(&wanted.default_addr_pool, spec.address_pool)?;
     spec.subnet_prefix = read_prefix(wanted.subnet_size, spec.subnet_prefix, spec.address_pool)?;
     if wanted.data_path_port != 0 {
@@ -108,6 +110,7 @@ fn apply_settings(spec: &mut ClusterSpec, wanted: &api::SwarmSpec) -> Result<(),
     if wanted.ca_config.force_rotate != 0 {
         spec.force_rotate = wanted.ca_config.force_rotate;
     }
+    spec.autolock = wanted.encryption_config.auto_lock_managers.unwrap_or(spec.autolock);
     if let Some(limit) = wanted.orchestration.task_history_retention_limit {
         spec.task_history =
             u32::try_from(limit).ok().filter(|limit| *limit <= limits::TASK_HISTORY).ok_or_else(|| {
@@ -197,6 +200,7 @@ fn swarm_spec(spec: &ClusterSpec) -> api::SwarmSpec {
             node_cert_expiry: spec.certificate_secs.saturating_mul(NANOSECONDS),
             force_rotate: spec.force_rotate,
         },
+        encryption_config: api::EncryptionConfig { auto_lock_managers: Some(spec.autolock) },
         formic: api::FormicSwarmSpec {
             key_rotation_seconds: u64::from(spec.key_rotation_secs),
             disabled_offloads: Some(spec.disabled_offloads.iter().map(|offload| offload.name().to_owned()).collect()),
@@ -207,25 +211,58 @@ fn swarm_spec(spec: &ClusterSpec) -> api::SwarmSpec {
 
 pub(super) async fn update(backend: &dyn Backend, request: &Request) -> Result<respond::Response, ApiError> {
     let state = manager_state(backend)?;
-    if request.flag("rotateManagerUnlockKey") {
-        return Err(ApiError::bad_request("unsupported parameter rotateManagerUnlockKey: autolock is not built yet"));
-    }
     let fresh = |parameter: &str| request.flag(parameter).then(|| Zeroizing::new(crate::sys::random::bytes()));
-    let mut tokens = NewTokens { worker: fresh("rotateWorkerToken"), manager: fresh("rotateManagerToken") };
+    let mut tokens =
+        NewTokens { worker: fresh("rotateWorkerToken"), manager: fresh("rotateManagerToken"), unlock: None };
     let version = request.version()?;
     let wanted = request.value()?;
     let current = serde_json::to_value(swarm_spec(&state.cluster.spec)).unwrap_or_default();
     refuse_other_changes(&wanted, &current, &mut Vec::new())?;
     let mut spec = state.cluster.spec.clone();
     apply_settings(&mut spec, &super::request::from_value(wanted)?)?;
+    if request.flag("rotateManagerUnlockKey") || (spec.autolock && state.unlock_key().is_none()) {
+        tokens.unlock = Some(Zeroizing::new(crate::sys::random::bytes()));
+    }
     let mut root = None;
     if spec.force_rotate != state.cluster.spec.force_rotate {
         root = Some(backend.new_root()?);
         // The old tokens name the old root.
         let fresh = || Some(Zeroizing::new(crate::sys::random::bytes()));
-        tokens = NewTokens { worker: fresh(), manager: fresh() };
+        tokens = NewTokens { worker: fresh(), manager: fresh(), ..tokens };
     }
     backend.propose(Command::UpdateCluster { version, spec, tokens, root }).await?;
+    Ok(respond::empty(StatusCode::OK))
+}
+
+/// Shows the unlock key. The managers lock their files with it when it has been shown.
+pub(super) fn unlock_key(context: &Arc<Context>) -> Result<respond::Response, ApiError> {
+    let state = manager_state(&*context.backend)?;
+    let Some(key) = state.unlock_key() else {
+        return Ok(respond::json(&api::UnlockKey::default()));
+    };
+    if state.cluster.next_unlock_key.is_some() {
+        let (own, key) = (context.clone(), key.clone());
+        // It begins when this answer has been written.
+        let job = async move {
+            if let Err(error) = own.backend.propose(Command::UnlockKeySeen { key }).await {
+                tracing::warn!(%error, "the managers are not locked yet: show the unlock key once more");
+            }
+        };
+        let waiting = context.jobs.try_send(Box::pin(job));
+        waiting.map_err(|_| ApiError::unavailable("the daemon is too busy: try again"))?;
+    }
+    Ok(respond::json(&api::UnlockKey { unlock_key: UnlockKey(key.clone()).to_string() }))
+}
+
+pub(super) async fn unlock(backend: &dyn Backend, request: &Request) -> Result<respond::Response, ApiError> {
+    if !matches!(backend.swarm().state, SwarmState::Locked) {
+        manager_state(backend)?;
+        return Err(NodeError::NotLocked.into());
+    }
+    let wanted: api::UnlockKey = request.json(&schema::SWARM_UNLOCK)?;
+    let key =
+        wanted.unlock_key.trim().parse().map_err(|error: NotAnUnlockKey| ApiError::bad_request(error.to_string()))?;
+    backend.unlock(key).await?;
     Ok(respond::empty(StatusCode::OK))
 }
 
@@ -235,6 +272,7 @@ const CHANGEABLE: [[&str; 2]; 6] = [
     ["CAConfig", "NodeCertExpiry"],
     ["CAConfig", "ForceRotate"],
     ["Orchestration", "TaskHistoryRetentionLimit"],
+    ["EncryptionConfig", "AutoLockManagers"],
     ["Formic", "KeyRotationSeconds"],
     ["Formic", "DisabledOffloads"],
 ];

@@ -208,6 +208,8 @@ docker_type! {
         subnet_size: u32,
         force_new_cluster: bool,
         availability: String,
+        /// Docker's client sets it here, and in the specification too.
+        auto_lock_managers: bool,
         spec: SwarmSpec,
     }
     struct SwarmJoin {
@@ -244,7 +246,9 @@ docker_type! {
         #[serde(skip_serializing_if = "is_default")] force_rotate: u64,
     }
     struct TaskDefaults {}
-    struct EncryptionConfig { auto_lock_managers: bool }
+    /// Absent in a request: stays as it is.
+    struct EncryptionConfig { auto_lock_managers: Option<bool> }
+    struct UnlockKey { unlock_key: String }
     struct ClusterInfo {
         #[serde(rename = "ID")] id: String,
         version: ObjectVersion,

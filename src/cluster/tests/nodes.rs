@@ -285,7 +285,7 @@ fn a_log_starts_with_init_and_has_one() {
 #[test]
 fn new_join_tokens_take_the_place_of_the_old_ones() {
     let mut swarm = Swarm::new();
-    let tokens = NewTokens { worker: Some(Zeroizing::new([7; 16])), manager: None };
+    let tokens = NewTokens { worker: Some(Zeroizing::new([7; 16])), ..NewTokens::default() };
     swarm.ok(Command::UpdateCluster { version: 1, spec: ClusterSpec::default(), tokens, root: None });
     assert_eq!((*swarm.state.cluster.worker_secret, *swarm.state.cluster.manager_secret), ([7; 16], [2; 16]));
 }

@@ -378,11 +378,11 @@ fn certificates_are_renewed_and_nodes_leave() {
         let chain = tls::renew(swarm.control, &agent.identity, key.request().unwrap()).await.unwrap();
         let renewed = Identity::new(&key, chain).unwrap();
         let file = swarm.scratch.path().join("node.pem");
-        agent.identity.save(&file).unwrap();
-        renewed.save(&file).unwrap();
+        agent.identity.save(&file, None).unwrap();
+        renewed.save(&file, None).unwrap();
         let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).unwrap().permissions());
         assert_eq!(mode & 0o777, 0o600);
-        let renewed = Identity::load(&file).unwrap();
+        let renewed = Identity::load(&file, None).unwrap();
         assert_eq!((renewed.peer().node, renewed.peer().role), (agent.node, agent.identity.peer().role));
         assert_eq!(swarm.manager.state().nodes[&agent.node].certificate_expires, renewed.peer().expires);
         tls::leave(swarm.control, &renewed).await.unwrap();

@@ -1,7 +1,7 @@
 //! Heartbeats, boots, time.
 
 use super::*;
-use crate::cluster::{Entry, NodeState};
+use crate::cluster::{Entry, Lock, NodeState};
 use crate::types::{EpochPhase, Queues};
 
 #[test]
@@ -165,7 +165,7 @@ fn aged(path: &Path, age: u64) {
     let membership = Membership::alone(owner.member, Peer { node: owner.node, address: addresses().control });
     let data = Payload::new(state.to_bytes().unwrap());
     let snapshot = Snapshot { position: Position { term: 1, index: state.index }, membership, data };
-    drop(Store::create(path, owner, &snapshot).unwrap());
+    drop(Store::create(path, owner, &snapshot, &Lock::default()).unwrap());
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod control;
 mod hostile;
 mod life;
+mod lock;
 mod roots;
 mod seats;
 mod several;

@@ -7,7 +7,8 @@ use crate::crypto;
 async fn rotate(swarm: &Swarm) {
     let root = Some(swarm.manager.new_root().unwrap());
     let (version, spec) = swarm.manager.with_state(|state| (state.cluster.version, state.cluster.spec.clone()));
-    let tokens = NewTokens { worker: Some(Zeroizing::new(random())), manager: Some(Zeroizing::new(random())) };
+    let (worker, manager) = (Some(Zeroizing::new(random())), Some(Zeroizing::new(random())));
+    let tokens = NewTokens { worker, manager, unlock: None };
     swarm.manager.propose(Command::UpdateCluster { version, spec, tokens, root }).await.unwrap();
 }
 
@@ -101,8 +102,8 @@ fn trusted_roots_are_kept_on_disk() {
         let own = worker.root().to_vec();
         let both = worker.trusting(&[own.clone(), vec![7; 9]]);
         let path = swarm.scratch.path().join("identity.pem");
-        both.save(&path).unwrap();
-        let loaded = Identity::load(&path).unwrap();
+        both.save(&path, None).unwrap();
+        let loaded = Identity::load(&path, None).unwrap();
         assert_eq!(loaded.trusted(), [vec![7; 9], own.clone()]);
         assert_eq!(loaded.trusting(std::slice::from_ref(&own)).trusted(), [own]);
         swarm.manager.stop().await;

@@ -4,18 +4,18 @@ use super::*;
 use crate::cluster::NodeState;
 use crate::manager::ManagerError;
 use crate::manager::handle::LEADER_PATIENCE;
-use crate::types::Role;
+use crate::types::{Role, UnlockKey};
 
 /// A manager of several, running or not.
-struct Seat {
-    manager: Option<Manager>,
-    identity: Identity,
-    control: SocketAddr,
-    directory: PathBuf,
+pub(super) struct Seat {
+    pub(super) manager: Option<Manager>,
+    pub(super) identity: Identity,
+    pub(super) control: SocketAddr,
+    pub(super) directory: PathBuf,
 }
 
-struct Managers {
-    seats: Vec<Seat>,
+pub(super) struct Managers {
+    pub(super) seats: Vec<Seat>,
     scratch: Scratch,
 }
 
@@ -30,7 +30,7 @@ fn at(control: SocketAddr) -> NodeAddresses {
 }
 
 impl Managers {
-    async fn new(count: usize) -> Managers {
+    pub(super) async fn new(count: usize) -> Managers {
         let scratch = Scratch::new();
         let (key, mut params) = params(ClusterSpec { heartbeat_secs: 2, ..ClusterSpec::default() });
         let control = free_port();
@@ -47,19 +47,19 @@ impl Managers {
         managers
     }
 
-    fn get(&self, number: usize) -> &Manager {
+    pub(super) fn get(&self, number: usize) -> &Manager {
         self.seats[number].manager.as_ref().unwrap()
     }
 
-    fn running(&self) -> impl Iterator<Item = (usize, &Manager)> {
+    pub(super) fn running(&self) -> impl Iterator<Item = (usize, &Manager)> {
         self.seats.iter().enumerate().filter_map(|(number, seat)| Some((number, seat.manager.as_ref()?)))
     }
 
-    /// One more joins at the first running one with the manager token.
-    async fn add(&mut self) {
+    /// One more joins at the leader with the manager token.
+    pub(super) async fn add(&mut self) {
         let control = free_port();
-        let (number, first) = self.running().next().unwrap();
-        let token: JoinToken = first.join_tokens().1.parse().unwrap_or_else(|error| panic!("{error}"));
+        let number = self.leader().await;
+        let token: JoinToken = self.get(number).join_tokens().1.parse().unwrap_or_else(|error| panic!("{error}"));
         let (key, request) = join_request();
         let request = JoinRequest { addresses: at(control), ..request };
         let joined = tls::join(self.seats[number].control, &token, request).await.unwrap();
@@ -78,7 +78,7 @@ impl Managers {
         eventually(what, || self.running().all(|(_, manager)| manager.with_state(&found))).await;
     }
 
-    async fn leader(&self) -> usize {
+    pub(super) async fn leader(&self) -> usize {
         let mut leader = 0;
         eventually("a leader", || {
             let leads = |(number, manager): (usize, &Manager)| manager.inner.leads().then_some(number);
@@ -88,18 +88,27 @@ impl Managers {
         leader
     }
 
-    async fn stop(&mut self, number: usize) {
+    pub(super) async fn stop(&mut self, number: usize) {
         self.seats[number].manager.take().unwrap().stop().await;
     }
 
     async fn start(&mut self, number: usize) {
+        self.start_with(number, None).await;
+    }
+
+    /// Starts a locked one.
+    pub(super) async fn unlock(&mut self, number: usize, key: UnlockKey) {
+        self.start_with(number, Some(key)).await;
+    }
+
+    async fn start_with(&mut self, number: usize, key: Option<UnlockKey>) {
         let seat = &mut self.seats[number];
-        let manager = Manager::open(&seat.directory).await.unwrap();
+        let manager = Manager::unlock(&seat.directory, key).await.unwrap();
         manager.listen(seat.control).await.unwrap();
         seat.manager = Some(manager);
     }
 
-    async fn stop_all(mut self) {
+    pub(super) async fn stop_all(mut self) {
         for number in 0..self.seats.len() {
             if self.seats[number].manager.is_some() {
                 self.stop(number).await;
@@ -112,7 +121,7 @@ impl Managers {
     }
 }
 
-async fn eventually(what: &str, mut found: impl FnMut() -> bool) {
+pub(super) async fn eventually(what: &str, mut found: impl FnMut() -> bool) {
     let end = Instant::now() + DEADLINE;
     while !found() {
         assert!(Instant::now() < end, "not in time: {what}");
@@ -120,7 +129,7 @@ async fn eventually(what: &str, mut found: impl FnMut() -> bool) {
     }
 }
 
-fn create_network(name: &str) -> Command {
+pub(super) fn create_network(name: &str) -> Command {
     let spec = NetworkSpec {
         name: name.to_owned(),
         labels: BTreeMap::new(),
@@ -132,7 +141,7 @@ fn create_network(name: &str) -> Command {
     Command::CreateNetwork { id: NetworkId::from_random(random()), spec }
 }
 
-fn names(state: &State) -> Vec<String> {
+pub(super) fn names(state: &State) -> Vec<String> {
     state.networks.values().map(|network| network.spec.name.clone()).collect()
 }
 
@@ -242,7 +251,7 @@ fn agents_are_sent_to_the_leader() {
     });
 }
 
-async fn set_role(manager: &Manager, node: NodeId, role: Role) {
+pub(super) async fn set_role(manager: &Manager, node: NodeId, role: Role) {
     let update = |state: &State| {
         let known = &state.nodes[&node];
         Command::UpdateNode {
@@ -322,7 +331,7 @@ fn one_that_is_left_goes_on_alone() {
         for number in 0..3 {
             managers.stop(number).await;
         }
-        let manager = Manager::force_new_cluster(&managers.seats[2].directory).await.unwrap();
+        let manager = Manager::force_new_cluster(&managers.seats[2].directory, None).await.unwrap();
         manager.listen(managers.seats[2].control).await.unwrap();
         managers.seats[2].manager = Some(manager);
         managers.get(2).propose(create_network("after")).await.unwrap();

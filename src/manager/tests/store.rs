@@ -69,7 +69,7 @@ fn a_state_survives_a_restart() {
     smol::block_on(async {
         let scratch = Scratch::new();
         let before = filled(scratch.path()).await;
-        let (_store, loaded) = Store::open(scratch.path()).unwrap();
+        let (_store, loaded) = Store::open(scratch.path(), None).unwrap();
         assert!(*state_of(&loaded).to_bytes().unwrap() == *before);
         assert_eq!(state_of(&loaded).networks.len(), 2);
     });
@@ -142,11 +142,11 @@ fn every_step_of_a_compaction_is_a_readable_store() {
         let (old, new) = (scratch.path().join("old"), scratch.path().join("new"));
         let wanted = filled(&old).await;
         copy(&old, &new);
-        let (mut store, loaded) = Store::open(&new).unwrap();
+        let (mut store, loaded) = Store::open(&new, None).unwrap();
         compact(&mut store, &loaded);
         drop(store);
         let read = |path: &Path, file: &str| std::fs::read(path.join(file)).unwrap();
-        let both = [read(&old, KEY_FILE), testing::bare_key(&read(&new, KEY_FILE))].concat();
+        let both = testing::both_keys(&old, &new);
         let steps: [(&str, &Path, Option<Vec<u8>>); 5] = [
             ("both keys", &old, None),
             ("a begun fresh file", &old, Some(b"half".to_vec())),
@@ -162,13 +162,13 @@ fn every_step_of_a_compaction_is_a_readable_store() {
             if let Some(fresh) = fresh {
                 std::fs::write(path.join(format!("{STORE_FILE}.new")), fresh).unwrap();
             }
-            let (mut store, loaded) = Store::open(&path).unwrap_or_else(|error| panic!("{what}: {error}"));
+            let (mut store, loaded) = Store::open(&path, None).unwrap_or_else(|error| panic!("{what}: {error}"));
             assert!(*state_of(&loaded).to_bytes().unwrap() == *wanted, "{what}");
             assert_eq!(read(&path, KEY_FILE), read(from, KEY_FILE), "{what}: one key is left");
             assert!(!path.join(format!("{STORE_FILE}.new")).exists(), "{what}");
             compact(&mut store, &loaded);
             drop(store);
-            Store::open(&path).unwrap();
+            Store::open(&path, None).unwrap();
             std::fs::remove_dir_all(&path).unwrap();
         }
     });
@@ -184,7 +184,7 @@ fn damage_is_an_error_that_says_what_to_do() {
         let attempt = |name: &str, file: &str, bytes: &[u8]| {
             copy(&good, &bad);
             std::fs::write(bad.join(file), bytes).unwrap();
-            match Store::open(&bad) {
+            match Store::open(&bad, None) {
                 Ok(_) => None,
                 Err(error) => {
                     let text = error.to_string();
@@ -209,11 +209,11 @@ fn damage_is_an_error_that_says_what_to_do() {
             attempt("flipped", STORE_FILE, &flipped);
         }
         copy(&good, &bad);
-        testing::set_format(&bad, 3);
-        let newer = Store::open(&bad).err().unwrap();
-        assert!(matches!(newer, StoreError::Newer { found: 3, .. }), "{newer}");
+        testing::set_format(&bad, 4);
+        let newer = Store::open(&bad, None).err().unwrap();
+        assert!(matches!(newer, StoreError::Newer { found: 4, .. }), "{newer}");
         testing::set_format(&bad, 1);
-        let older = Store::open(&bad).err().unwrap();
+        let older = Store::open(&bad, None).err().unwrap();
         assert!(matches!(older, StoreError::Older { found: 1, .. }) && !older.to_string().contains('\n'), "{older}");
     });
 }
@@ -275,7 +275,8 @@ fn killed_at_any_moment_it_keeps_what_it_promised() {
                     promised = index;
                 }
             }
-            let (_store, loaded) = Store::open(scratch.path()).unwrap_or_else(|error| panic!("round {round}: {error}"));
+            let (_store, loaded) =
+                Store::open(scratch.path(), None).unwrap_or_else(|error| panic!("round {round}: {error}"));
             let index = state_of(&loaded).index;
             assert!(index >= promised, "{index} < {promised}");
         }

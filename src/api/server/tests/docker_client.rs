@@ -1,6 +1,7 @@
 //! The real docker client against the API. It must be on PATH: this is the client that users have.
 
 use super::super::fake::{Fake, Served};
+use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 
 struct Docker(Served);
@@ -10,25 +11,39 @@ impl Docker {
         Docker(fake.serve(name))
     }
 
-    fn run(&self, arguments: &[&str]) -> Output {
+    fn run(&self, arguments: &[&str], input: &str) -> Output {
         let mut command = Command::new("docker");
         command.env("DOCKER_HOST", format!("unix://{}", self.0.socket().display())).env_remove("DOCKER_CONTEXT");
-        command.env("DOCKER_CONFIG", "/nonexistent").args(arguments).stdin(Stdio::null());
-        command
-            .output()
-            .expect("this test needs the docker client on PATH (Debian: apt-get install docker.io or docker-cli)")
+        command.env("DOCKER_CONFIG", "/nonexistent").args(arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .expect("this test needs the docker client on PATH (Debian: apt-get install docker.io or docker-cli)");
+        // A client that ends before it has read all says why.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        child.wait_with_output().unwrap()
     }
 
     #[track_caller]
     fn ok(&self, arguments: &[&str]) -> String {
-        let output = self.run(arguments);
+        self.ok_with_input(arguments, "")
+    }
+
+    #[track_caller]
+    fn ok_with_input(&self, arguments: &[&str], input: &str) -> String {
+        let output = self.run(arguments, input);
         assert!(output.status.success(), "docker {arguments:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
     }
 
     #[track_caller]
     fn fails(&self, arguments: &[&str], code: i32, text: &str) {
-        let output = self.run(arguments);
+        self.fails_with_input(arguments, "", code, text);
+    }
+
+    #[track_caller]
+    fn fails_with_input(&self, arguments: &[&str], input: &str, code: i32, text: &str) {
+        let output = self.run(arguments, input);
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(code), "docker {arguments:?}: {error}");
         assert!(error.contains(text), "docker {arguments:?}: no {text:?} in {error:?}");
@@ -70,7 +85,6 @@ fn a_swarm_from_its_first_command_to_its_last() {
     assert!(docker.ok(&["info"]).contains("Expiry Duration: 3 days"));
     docker.fails(&["swarm", "ca", "--rotate"], 1, "still in use");
     docker.fails(&["swarm", "update", "--snapshot-interval", "7"], 1, "Raft.SnapshotInterval");
-    docker.fails(&["swarm", "update", "--autolock"], 1, "AutoLockManagers");
     assert_eq!(docker.ok(&["node", "update", "--availability", "drain", "--label-add", "a=b", "ant-2"]), "ant-2");
     assert_eq!(docker.ok(&["node", "promote", "ant-2"]), "Node ant-2 promoted to a manager in the swarm.");
     docker.fails(&["node", "rm", "--force", "ant-2"], 1, "must be demoted to worker before removal");
@@ -216,4 +230,34 @@ fn placement_is_asked_for_as_docker_does() {
     assert_eq!(docker.ok(&["node", "update", "--availability", "drain", "ant-2"]), "ant-2");
     assert!(!docker.ok(&["node", "ps", "--filter", "desired-state=running", "ant-2"]).contains("everywhere"));
     assert!(docker.ok(&["service", "ls"]).contains("1/1"));
+}
+
+#[test]
+fn managers_are_locked_and_unlocked() {
+    let fake = Fake::manager();
+    let docker = Docker::over(fake.clone(), "docker-lock");
+    docker.fails(&["swarm", "unlock-key"], 1, "no unlock key is set");
+    docker.fails(&["swarm", "unlock-key", "--rotate"], 1, "cannot rotate because autolock is not turned on");
+    docker.fails(&["swarm", "unlock"], 1, "swarm is not locked");
+    let on = docker.ok(&["swarm", "update", "--autolock"]);
+    let first = docker.ok(&["swarm", "unlock-key", "-q"]);
+    assert!(on.contains("Swarm updated.") && on.contains(&first) && first.starts_with("SWMKEY-1-"), "{on}");
+    let rotated = docker.ok(&["swarm", "unlock-key", "--rotate"]);
+    let key = docker.ok(&["swarm", "unlock-key", "-q"]);
+    assert!(rotated.contains("Successfully rotated manager unlock key.") && rotated.contains(&key), "{rotated}");
+    assert!(docker.ok(&["info"]).contains("Autolock Managers: true"));
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while fake.current().cluster.next_unlock_key.is_some() {
+        assert!(std::time::Instant::now() < deadline, "nobody was told that the key was seen");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    fake.restart();
+    assert!(docker.ok(&["info"]).contains("Swarm: locked"));
+    docker.fails(&["node", "ls"], 1, "Swarm is encrypted and needs to be unlocked before it can be used.");
+    docker.fails_with_input(&["swarm", "unlock"], &first, 1, "swarm could not be unlocked: invalid key provided");
+    docker.fails_with_input(&["swarm", "unlock"], "SWMKEY-1-x", 1, "invalid key string");
+    docker.ok_with_input(&["swarm", "unlock"], &key);
+    assert!(docker.ok(&["node", "ls"]).contains("Leader"));
+    assert_eq!(docker.ok(&["swarm", "update", "--autolock=false"]), "Swarm updated.");
+    docker.fails(&["swarm", "unlock-key"], 1, "no unlock key is set");
 }

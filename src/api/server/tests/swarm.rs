@@ -75,12 +75,12 @@ fn settings_are_read_and_held_to_their_ranges() {
         assert!(text.contains(expected), "no {expected:?} in {text:?}");
     }
     let api = Api::over(Fake::new());
-    for (name, value) in
-        [("AutoLockManagers", json!(true)), ("Spec", json!({"EncryptionConfig": {"AutoLockManagers": true}}))]
+    let mut request = init_from_docker();
+    request["Spec"]["Raft"]["ElectionTick"] = json!(7);
+    assert!(api.refused("POST", "/swarm/init", &request, 400).contains("Raft"));
+    for change in [json!({"AutoLockManagers": true}), json!({"Spec": {"EncryptionConfig": {"AutoLockManagers": true}}})]
     {
-        let mut request = init_from_docker();
-        request[name] = value;
-        assert!(api.refused("POST", "/swarm/init", &request, 400).contains("AutoLockManagers") || name == "Spec");
+        assert!(settings(change).unwrap().autolock);
     }
 }
 
@@ -123,7 +123,6 @@ fn settings_change_one_version_at_a_time() {
         (json!({"Orchestration": {"TaskHistoryRetentionLimit": -1}}), "task history limit -1"),
         (json!({"Raft": {"SnapshotInterval": 7}}), "Raft.SnapshotInterval"),
         (json!({"CAConfig": {"NodeCertExpiry": 60_000_000_000u64}}), "certificate expiry"),
-        (json!({"EncryptionConfig": {"AutoLockManagers": true}}), "AutoLockManagers"),
         (json!({"Labels": {"a": "b"}}), "Labels.a"),
         (json!({"Formic": {"DisabledOffloads": ["gro"]}}), "there is no offload \"gro\""),
     ] {
@@ -132,7 +131,7 @@ fn settings_change_one_version_at_a_time() {
     }
     let text =
         api.refused("POST", &format!("/swarm/update?version={version}&rotateManagerUnlockKey=1"), &json!({}), 400);
-    assert!(text.contains("rotateManagerUnlockKey"), "{text}");
+    assert_eq!(text, "cannot rotate because autolock is not turned on");
     let secrets = || {
         let cluster = &api.fake.current().cluster;
         (*cluster.worker_secret, *cluster.manager_secret)
@@ -279,4 +278,68 @@ fn keys_are_described_and_never_shown() {
     assert_eq!(status, 202);
     assert!(api.fake.current().ring.request.is_some());
     assert!(api.get("/formic/keys")["requested_secs_ago"].is_u64());
+}
+
+const UNLOCK_FIRST: &str = "Swarm is encrypted and needs to be unlocked before it can be used. Please use \"docker swarm unlock\" to unlock it.";
+
+/// Asks for the unlock key, and lets what follows from that happen.
+fn seen_key(api: &Api) -> String {
+    let key = api.get("/swarm/unlockkey")["UnlockKey"].as_str().unwrap().to_owned();
+    while let Ok(job) = api.runtime.try_recv() {
+        smol::block_on(job);
+    }
+    key
+}
+
+#[test]
+fn a_locked_manager_wants_its_key_and_nothing_else() {
+    let api = Api::manager();
+    assert_eq!(api.get("/swarm/unlockkey"), json!({"UnlockKey": ""}));
+    let unlock = |key: &str| api.call("POST", "/v1.50/swarm/unlock", &json!({"UnlockKey": key}));
+    assert_eq!(unlock("x"), (409, json!({"message": "swarm is not locked"})));
+    let update = |on: bool, parameters: &str| {
+        let version = api.get("/swarm")["Version"]["Index"].as_u64().unwrap();
+        let spec = json!({"EncryptionConfig": {"AutoLockManagers": on}});
+        api.call("POST", &format!("/v1.50/swarm/update?version={version}{parameters}"), &spec)
+    };
+    assert_eq!(update(true, "").0, 200);
+    assert_eq!(api.get("/swarm")["Spec"]["EncryptionConfig"], json!({"AutoLockManagers": true}));
+    // Nobody has seen the key yet: a manager that ends now must be able to start again.
+    assert!(api.fake.current().cluster.lock.key.is_none());
+    let first = seen_key(&api);
+    assert!(api.fake.current().cluster.lock.key.is_some());
+    assert_eq!(update(true, "").0, 200);
+    assert_eq!(api.get("/swarm/unlockkey")["UnlockKey"], first, "it was on already");
+    assert_eq!(update(true, "&rotateManagerUnlockKey=true").0, 200);
+    let second = seen_key(&api);
+    assert!(second.starts_with("SWMKEY-1-") && second != first);
+
+    api.fake.restart();
+    assert_eq!(api.get("/info")["Swarm"]["LocalNodeState"], "locked");
+    for (method, path) in [
+        ("GET", "/swarm"),
+        ("GET", "/swarm/unlockkey"),
+        ("POST", "/swarm/update?version=1"),
+        ("GET", "/nodes"),
+        ("POST", "/services/create"),
+        ("POST", "/networks/create"),
+        ("POST", "/containers/create"),
+        ("GET", "/formic/keys"),
+        ("POST", "/formic/rotate-keys"),
+    ] {
+        assert_eq!(api.refused(method, path, &json!({}), 503), UNLOCK_FIRST, "{path}");
+    }
+    assert_eq!(api.refused("POST", "/swarm/init", &init_from_docker(), 503), error::ALREADY_IN_SWARM);
+    for (key, status, text) in [
+        ("SWMKEY-1-nonsense", 400, "invalid key string"),
+        (&first, 401, "swarm could not be unlocked: invalid key provided"),
+    ] {
+        assert_eq!(unlock(key), (status, json!({"message": text})));
+    }
+    assert_eq!(api.get("/info")["Swarm"]["LocalNodeState"], "locked", "a wrong key changes nothing");
+    assert_eq!(unlock(&second).0, 200);
+    assert_eq!(api.get("/swarm/unlockkey")["UnlockKey"], second);
+    assert_eq!(update(false, "").0, 200);
+    assert_eq!(api.get("/swarm/unlockkey"), json!({"UnlockKey": ""}));
+    assert!(api.fake.current().cluster.lock.key.is_none());
 }
