@@ -115,7 +115,7 @@ impl Node {
 
     /// Joins a swarm.
     pub async fn join(&self, request: JoinTarget) -> Result<(), NodeError> {
-        let _changing = self.inner.changing.lock().await;
+        let changing = self.inner.changing.lock().await;
         self.require_no_swarm()?;
         let token: JoinToken = request.token.trim().parse().map_err(invalid)?;
         let remotes =
@@ -137,23 +137,33 @@ impl Node {
             addresses.node.data.set_port(joined.data_path_port);
         }
         let membership = Membership::new(&joined, addresses.node, addresses.listen, remotes);
-        if let Err(error) = self.begin_joined(membership, &identity).await {
+        // As a worker first, also who is to be a manager: what the managers say of it is followed, and what does not
+        // work at once is tried again. To give up would leave a node behind in their state that nobody is.
+        let membership = Membership { role: Role::Worker, ..membership };
+        if let Err(error) = self.begin_joined(&membership, &identity) {
+            self.say_goodbye(&membership).await;
             self.forget()?;
             return Err(error);
         }
+        drop(changing);
         self.wait_until_settled().await;
-        Ok(())
+        if joined.role == Role::Manager { self.wait_until_manager().await } else { Ok(()) }
     }
 
-    async fn begin_joined(&self, membership: Membership, identity: &Identity) -> Result<(), NodeError> {
-        let store = &self.inner.environment.store;
-        store.save_identity(identity)?;
-        store.save(&membership)?;
-        let manager = match membership.role {
-            Role::Worker => None,
-            Role::Manager => Some(self.open_manager(&membership, None).await?),
+    fn begin_joined(&self, membership: &Membership, identity: &Identity) -> Result<(), NodeError> {
+        self.inner.environment.store.save_identity(identity)?;
+        self.inner.environment.store.save(membership)?;
+        self.start(membership.clone(), None)
+    }
+
+    async fn wait_until_manager(&self) -> Result<(), NodeError> {
+        let manager = async {
+            while self.inner.runtime.load().is_some() && self.manager().is_none() {
+                smol::Timer::after(SETTLE_POLL).await;
+            }
         };
-        self.start(membership, manager)
+        let late = "Timeout was reached before node joined. The attempt to join the swarm will continue in the background. Use the \"docker info\" command to see the current swarm status of your node.";
+        within(SETTLE_TIME, manager).await.ok_or_else(|| NodeError::Unavailable(late.into()))
     }
 
     /// Asks one manager after the other; the first that answers decides.
