@@ -97,3 +97,34 @@ fn the_docker_client_replaces_the_root() {
     assert!(old.code != 0 && old.stderr.contains("remote CA does not match fingerprint"), "{}", old.describe());
     swarm.join(1);
 }
+
+#[test]
+fn what_a_demoted_manager_knew_is_replaced_under_traffic() {
+    let swarm = Swarm::start_managers(2, 1);
+    swarm.create_network("net", &["--opt", "encrypted"]);
+    let tasks = swarm.create_service("web", &["net"], 3);
+    swarm.wait_all_ping(&tasks, 2);
+    let (token, former) = (swarm.worker_token(), settled_root(&swarm).expect("a root"));
+    let epoch = || current_epoch(&swarm);
+    let before = epoch();
+    let flow = Flow::start(&tasks[0], &tasks[1]);
+    swarm.manager().formic(&["node", "demote", &swarm.host(1).name()]).ok();
+    let new = wait_until("a new root everywhere", SETTLE, || {
+        settled_root(&swarm).and_then(|root| so(root != former, || "the former root".into()).map(|()| root))
+    });
+    wait_until("fresh keys", SETTLE, || so(epoch() > before, || format!("epoch {}", epoch())));
+    let (sent, lost) = flow.stop();
+    assert!(sent > 0 && lost == 0, "{lost} of {sent} pings are lost");
+    assert_eq!(swarm.manager().formic(&["swarm", "ca"]).ok().trim(), new.trim());
+    swarm.host(2).formic(&["swarm", "leave"]).ok();
+    let old = swarm.host(2).formic_with(&["swarm", "join", "--token", "-", &swarm.remote()], token.as_bytes());
+    assert!(old.code != 0 && old.stderr.contains("remote CA does not match fingerprint"), "{}", old.describe());
+    swarm.join(2);
+}
+
+fn current_epoch(swarm: &Swarm) -> u64 {
+    let keys = swarm.manager().get("/formic/keys");
+    let epochs = list(keys["epochs"].clone());
+    let current = epochs.iter().find(|epoch| epoch["phase"] == "current").expect("a current epoch");
+    current["epoch"].as_u64().expect("its number")
+}

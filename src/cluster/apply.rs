@@ -43,6 +43,7 @@ impl State {
     /// Applies the entry with log index `self.index + 1`, which says who takes part in the managers' consensus.
     pub fn set_managers(&mut self, managers: BTreeMap<NodeId, Manager>) {
         self.pass();
+        self.note_former_managers(&managers);
         self.managers = managers;
     }
 
@@ -54,6 +55,8 @@ impl State {
             }
             Command::FinishRootRotation => self.finish_root_rotation(at),
             Command::UnlockKeySeen { key } => self.unlock_key_seen(key),
+            Command::ReplaceMasters { master } => self.replace_masters(master, at),
+            Command::ReplaceAuthority { tokens, root } => self.replace_authority(tokens, root, at),
 
             Command::AddNode { id, role, hostname, software, addresses, availability, certificate_expires, root } => {
                 let (certificate_expires, root) = (*certificate_expires, *root);

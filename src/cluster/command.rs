@@ -191,6 +191,19 @@ pub enum Command {
         /// It.
         key: Zeroizing<[u8; 32]>,
     },
+    /// Replaces the masters that a former manager knows; from the leader's planner only.
+    ReplaceMasters {
+        /// Master of the fresh next epoch.
+        #[serde(with = "carried_key")]
+        master: Key32,
+    },
+    /// Replaces the certificate authority and the join tokens that a former manager knows; from the leader's planner only.
+    ReplaceAuthority {
+        /// New join tokens.
+        tokens: NewTokens,
+        /// The new root certificate.
+        root: NewRoot,
+    },
     /// A new role, availability or labels of a node.
     UpdateNode {
         /// The node.

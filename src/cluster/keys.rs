@@ -163,14 +163,16 @@ impl State {
         })
     }
 
-    /// After a removal: `fresh` takes the place of the next epoch, which the removed node knows, and is activated
-    /// soon. Tells whether a master was erased.
-    pub(super) fn shut_out(&mut self, id: NodeId, fresh: EpochState, at: UnixTime) -> bool {
+    /// After a removal, or when a former manager knows the masters: `fresh` takes the place of the next epoch, and is
+    /// activated soon. Tells whether a master was erased.
+    pub(super) fn shut_out(&mut self, removed: Option<NodeId>, fresh: EpochState, at: UnixTime) -> bool {
         let erased = self.ring.erase(EpochPhase::Next);
-        for epoch in &mut self.ring.epochs {
-            epoch.participants.remove(&id);
+        if let Some(id) = removed {
+            for epoch in &mut self.ring.epochs {
+                epoch.participants.remove(&id);
+            }
+            self.forget_progress(id);
         }
-        self.forget_progress(id);
         self.ring.epochs.push(fresh);
         self.ring.request = Some(RotationRequest { at, deadline_secs: ring::REMOVAL_DEADLINE_SECS });
         self.bump_ring();

@@ -26,6 +26,7 @@
 
 mod apply;
 mod command;
+mod exposure;
 mod ipam;
 mod keys;
 pub mod limits;
@@ -46,6 +47,7 @@ mod view;
 
 pub use apply::StateError;
 pub use command::{Command, Effect, Entry, NewRoot, NewTokens, Refusal, Reply};
+pub use exposure::Exposure;
 pub use settings::NewLife;
 pub use state::{
     CertificateAuthority, Cluster, EpochState, FormerAttestation, Freed, GoneNode, Lock, Manager, Network, Node,

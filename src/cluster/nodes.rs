@@ -196,7 +196,7 @@ impl State {
         self.drop_tasks_of(id);
         self.note_gone(id, until);
         let mut effects = vec![Effect::EndSession(id)];
-        if self.shut_out(id, fresh, at) {
+        if self.shut_out(Some(id), fresh, at) {
             effects.push(Effect::Compact);
         }
         Ok((Reply::Done, effects))

@@ -2,7 +2,9 @@
 
 use super::apply::Outcome;
 use super::limits::{MAX_SUBNET_PREFIX, MIN_SUBNET_PREFIX, TASK_HISTORY};
-use super::{Cluster, Command, Entry, EpochState, Lock, NewRoot, NewTokens, Refusal, Reply, Ring, State, ipam, ring};
+use super::{
+    Cluster, Command, Entry, EpochState, Exposure, Lock, NewRoot, NewTokens, Refusal, Reply, Ring, State, ipam, ring,
+};
 use crate::types::{ClusterSpec, Epoch, EpochPhase, Fork, Generation, Key32, NodeId, Role, UnixTime};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -64,6 +66,7 @@ impl State {
                 former_attestation: None,
                 lock: Lock::default(),
                 next_unlock_key: None,
+                exposure: Exposure::default(),
             },
             nodes: BTreeMap::new(),
             gone: BTreeMap::new(),
@@ -124,16 +127,20 @@ impl State {
         self.check_lock(spec.autolock, tokens.unlock.as_deref())?;
         let mut effects = self.change_lock(spec.autolock, tokens.unlock.as_ref());
         self.cluster.spec = spec.clone();
+        self.change_tokens(tokens);
+        self.cluster.version = self.index;
+        self.cluster.updated_at = at;
+        effects.extend(root.map(|root| self.start_root_rotation(root, at)));
+        Ok((Reply::Done, effects))
+    }
+
+    pub(super) fn change_tokens(&mut self, tokens: &NewTokens) {
         if let Some(secret) = &tokens.worker {
             self.cluster.worker_secret = secret.clone();
         }
         if let Some(secret) = &tokens.manager {
             self.cluster.manager_secret = secret.clone();
         }
-        self.cluster.version = self.index;
-        self.cluster.updated_at = at;
-        effects.extend(root.map(|root| self.start_root_rotation(root, at)));
-        Ok((Reply::Done, effects))
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the managers know.
 
+use super::Exposure;
 use crate::types::{
     Attachment, Availability, BootId, ClusterId, ClusterSpec, ContainerSpec, EndpointKey, Epoch, EpochPhase, Fork,
     Generation, Key32, Machine, NetworkId, NetworkSpec, NodeAddresses, NodeId, PublicKey, Queues, Resources, Role,
@@ -94,6 +95,8 @@ pub struct Cluster {
     pub lock: Lock,
     /// The unlock key that takes the place of that one, or is the first, once somebody has seen it.
     pub next_unlock_key: Option<Zeroizing<[u8; 32]>>,
+    /// What of the secrets a former manager knows.
+    pub exposure: Exposure,
 }
 
 /// What the managers lock their files with.

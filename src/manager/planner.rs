@@ -1,15 +1,16 @@
 //! Of the leader: proposes what time and the state ask for: nodes that fell silent, placements, the steps of the key life.
 
 use super::actor::{Leadership, Published};
-use super::handle::Inner;
+use super::handle::{self, Inner};
 use super::news::{self, Seen};
 use super::{random, wall_clock};
 use crate::cluster::ring::{self, RingStep};
-use crate::cluster::{Command, State, schedule};
+use crate::cluster::{Command, NewRoot, NewTokens, State, schedule};
 use crate::types::{Key32, NodeId, TaskId, Time, UnixTime};
 use smol::future::FutureExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use zeroize::Zeroizing;
 
 /// Time between two looks when nothing happens.
 pub(crate) const TICK: Duration = Duration::from_secs(1);
@@ -74,6 +75,8 @@ pub(crate) trait Draw {
     fn task_id(&mut self) -> TaskId;
     /// The master of a new epoch.
     fn master(&mut self) -> Key32;
+    /// A root certificate and join tokens to take the place of the state's; none if they could not be made.
+    fn authority(&mut self, state: &State) -> Option<(NewTokens, NewRoot)>;
 }
 
 struct SystemDraw;
@@ -85,6 +88,13 @@ impl Draw for SystemDraw {
 
     fn master(&mut self) -> Key32 {
         Key32::new(random())
+    }
+
+    fn authority(&mut self, state: &State) -> Option<(NewTokens, NewRoot)> {
+        let root = handle::new_root(state);
+        let root = root.inspect_err(|error| tracing::error!(%error, "no new root certificate could be made: trying again"));
+        let token = || Some(Zeroizing::new(random()));
+        Some((NewTokens { worker: token(), manager: token(), ..NewTokens::default() }, root.ok()?))
     }
 }
 
@@ -99,6 +109,7 @@ pub(crate) fn plan(
     let mut commands = news::liveness(state, seen);
     commands.extend(schedule::plan(state, wall, &mut || draw.task_id()));
     commands.extend(state.root_rotation_is_through(wall).then_some(Command::FinishRootRotation));
+    commands.extend(replacements(state, draw));
     let steps = ring::plan(state, clock.read(state, now));
     commands.extend(steps.into_iter().map(|step| match step {
         RingStep::DrawNext => Command::DrawNext { master: draw.master() },
@@ -114,4 +125,20 @@ fn see(inner: &Inner, state: &State, node: NodeId, lead_since: Instant) -> Seen 
     let heard = inner.sessions.heard(node);
     let silence = heard.last.map(|last| now.saturating_duration_since(last));
     Seen::new(state, heard.open, silence, now.saturating_duration_since(lead_since))
+}
+
+/// What takes the place of what a former manager knows.
+fn replacements(state: &State, draw: &mut dyn Draw) -> Vec<Command> {
+    let mut commands = Vec::new();
+    if state.masters_are_exposed() {
+        tracing::info!("a manager is one no more: the keys that it knew are replaced");
+        commands.push(Command::ReplaceMasters { master: draw.master() });
+    }
+    if state.authority_is_exposed()
+        && let Some((tokens, root)) = draw.authority(state)
+    {
+        tracing::info!("a manager is one no more: root certificate and join tokens are replaced");
+        commands.push(Command::ReplaceAuthority { tokens, root });
+    }
+    commands
 }

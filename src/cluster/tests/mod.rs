@@ -1,6 +1,7 @@
 //! A swarm made of commands. After every command the invariants of the module are checked, a refused one is checked
 //! to have changed nothing, and the entry is kept so that the log can be replayed.
 
+mod exposure;
 mod keys;
 mod networks;
 mod nodes;

@@ -1,6 +1,7 @@
 //! The manager as its nodes and its disk see it: a real store, real TLS over loopback, and a fake agent.
 
 mod control;
+mod former;
 mod hostile;
 mod life;
 mod lock;

@@ -3,7 +3,7 @@
 
 use super::Planted;
 use super::manager::{Manager, Proposer, Said};
-use crate::cluster::{Command, State, ring};
+use crate::cluster::{Command, NewRoot, NewTokens, State, ring};
 use crate::manager::handle::ManagerError;
 use crate::manager::news::{self, Seen, Speaker};
 use crate::manager::planner::{self, Draw};
@@ -294,5 +294,10 @@ impl Draw for Drawn<'_> {
 
     fn master(&mut self) -> Key32 {
         Key32::new(super::random(self.0))
+    }
+
+    /// There are no certificates here.
+    fn authority(&mut self, _: &State) -> Option<(NewTokens, NewRoot)> {
+        None
     }
 }
