@@ -267,7 +267,7 @@ pub(super) async fn unlock(backend: &dyn Backend, request: &Request) -> Result<r
 }
 
 /// The settings that may be changed.
-const CHANGEABLE: [[&str; 2]; 6] = [
+const CHANGEABLE: [[&str; 2]; 7] = [
     ["Dispatcher", "HeartbeatPeriod"],
     ["CAConfig", "NodeCertExpiry"],
     ["CAConfig", "ForceRotate"],

@@ -71,7 +71,7 @@ fn the_authority_and_the_tokens_that_it_knew_give_way() {
     swarm.ok(Command::FinishRootRotation);
     for _ in 0..2 {
         let next = swarm.state.ring.phase(EpochPhase::Next).unwrap().epoch;
-        swarm.ok(Command::Activate { epoch: next });
+        swarm.ok(Command::Activate { epoch: next, late: false });
         swarm.ok(Command::DrawNext { master: key(60) });
     }
     assert!(swarm.state.authority_is_exposed());
