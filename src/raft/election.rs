@@ -84,6 +84,7 @@ impl Raft {
             followers: BTreeMap::new(),
             heartbeat_at: self.now + self.settings.timing.heartbeat,
             reads: Reads::default(),
+            told_commit: 0,
             snapshot: None,
             snapshot_wanted: false,
         });
@@ -238,14 +239,39 @@ impl Raft {
         }
     }
 
-    /// Asks the voter with the newest log to stand for election now. False when there is none that could win.
+    /// Who could follow this leader at once, and the word that makes it stand for election: of the voters that were
+    /// heard lately the one with the newest log. It has all that is committed, since some voter besides the leader has.
+    pub fn heir(&self, now: Time) -> Option<(Member, Message)> {
+        let lately = |heard: Time| now.since(heard) < self.settings.timing.election;
+        let fit = |member: &Member| {
+            let progress = self.progress(*member).filter(|progress| lately(progress.heard))?;
+            Some((progress.matched, *member))
+        };
+        let (_, heir) = self.membership().voters.iter().filter_map(fit).max()?;
+        Some((heir, Message::Campaign { term: self.term() }))
+    }
+
+    /// Asks the heir to stand for election now. False when there is none that has the whole log: another voter could
+    /// have more than it, and not vote for it.
     pub fn hand_over(&mut self, now: Time) -> bool {
         self.tick(now);
         let last = self.last().index;
-        let fit = |member: &Member| self.progress(*member).is_some_and(|progress| progress.matched == last);
-        let heir = self.membership().voters.iter().copied().find(fit);
-        let message = Message::Campaign { term: self.term() };
-        self.outbox.extend(heir.map(|heir| (heir, message)));
-        heir.is_some()
+        let whole = |heir: &(Member, Message)| self.progress(heir.0).is_some_and(|progress| progress.matched == last);
+        let heir = self.heir(now).filter(whole);
+        let found = heir.is_some();
+        self.outbox.extend(heir);
+        found
+    }
+
+    /// Leads no more, whatever the others say: this member cannot do its part for a while.
+    pub fn resign(&mut self, now: Time) {
+        self.tick(now);
+        if self.leading.is_some() {
+            self.step_down();
+        }
+        if self.is_alone() {
+            // Nobody to wait for.
+            self.election.due = self.now;
+        }
     }
 }

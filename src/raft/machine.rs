@@ -54,6 +54,8 @@ pub(super) struct Leading {
     pub(super) followers: BTreeMap<Member, Follower>,
     pub(super) heartbeat_at: Time,
     pub(super) reads: Reads,
+    /// The others were told that entries up to here are committed.
+    pub(super) told_commit: u64,
     /// The snapshot that members are being sent.
     pub(super) snapshot: Option<Arc<Snapshot>>,
     pub(super) snapshot_wanted: bool,
@@ -164,12 +166,24 @@ impl Raft {
         follower.answered.then_some(Progress { matched, heard: follower.heard })
     }
 
+    /// When another member last answered (at first: when the lead began), if this one leads.
+    pub fn heard(&self, member: Member) -> Option<Time> {
+        self.leading.as_ref()?.followers.get(&member).map(|follower| follower.heard)
+    }
+
     /// A snapshot of an applied state: its position, and who the members were then. `None` when the log does not hold
     /// `index`.
     pub fn snapshot_at(&self, index: u64, data: Payload) -> Option<Snapshot> {
         let (at, _) = self.node.log().get_position_and_config(LogIndex::new(index))?;
         let (_, membership) = self.memberships.range(..=index).next_back()?;
         Some(Snapshot { position: position(at), membership: membership.clone(), data })
+    }
+
+    /// All that this member must not forget, with the state at `index`, which must be applied: takes the place of
+    /// whatever is stored. `None` when the log does not hold `index`.
+    pub fn whole(&self, index: u64, state: Payload) -> Option<Save> {
+        let snapshot = Some(self.snapshot_at(index, state)?);
+        Some(Save { snapshot, hard: self.hard(), after: index, entries: self.entries_after(index) })
     }
 
     /// The end of its log.
@@ -343,6 +357,17 @@ impl Raft {
         Some(Save { snapshot, hard: self.hard(), after, entries: self.entries_after(after) })
     }
 
+    /// When all of the log is committed the others hear of it at once, not by the next heartbeat: a command that came by
+    /// one of them is answered when that one shows it. As long as entries are on their way, the next ones tell it.
+    fn tell_commit(&mut self) {
+        let commit = self.node.commit_index().get();
+        let all = commit == self.last().index;
+        let Some(leading) = self.leading.as_mut().filter(|leading| all && leading.told_commit < commit) else { return };
+        leading.told_commit = commit;
+        self.node.heartbeat();
+        self.node.actions_mut().set_election_timeout = false;
+    }
+
     /// Committed entries that were not handed out yet, at most [`MAX_COMMITTED_ENTRIES`].
     fn take_committed(&mut self) -> Vec<Entry> {
         let commit = self.node.commit_index().get();
@@ -396,6 +421,7 @@ impl Consensus for Raft {
     fn poll_ready(&mut self) -> Option<Ready> {
         let save = self.take_save();
         let install = self.install.take();
+        self.tell_commit();
         self.make_messages();
         let messages = std::mem::take(&mut self.outbox);
         let committed = self.take_committed();
@@ -417,7 +443,8 @@ impl Consensus for Raft {
     }
 
     fn compact(&mut self, index: u64, state: Payload) -> Option<Save> {
-        let snapshot = self.snapshot_at(index, state)?;
+        let save = self.whole(index, state)?;
+        let snapshot = save.snapshot.as_ref()?;
         if index > self.handed || log_position(snapshot.position) == self.node.log().snapshot_position() {
             return None;
         }
@@ -428,7 +455,7 @@ impl Consensus for Raft {
         self.drop_old_transfers(index);
         self.unsaved_after = None;
         self.hard_dirty = false;
-        Some(Save { snapshot: Some(snapshot), hard: self.hard(), after: index, entries: self.entries_after(index) })
+        Some(save)
     }
 }
 
