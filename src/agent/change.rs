@@ -242,7 +242,10 @@ impl Node {
         let manager = old.manager.load_full().map(|manager| (*manager).clone());
         let begun = self.current_membership(old).and_then(|mut membership| {
             membership.fork = fork.unwrap_or(membership.fork);
-            self.inner.environment.store.save(&membership)?;
+            if let Err(error) = self.inner.environment.store.save(&membership) {
+                // The managers tell the fork again, should this daemon begin with the former one.
+                tracing::error!(%error, "this node's membership cannot be stored");
+            }
             self.start(membership, manager)
         });
         if let Err(error) = begun {

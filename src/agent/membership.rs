@@ -6,13 +6,12 @@
 
 use super::model::NodeError;
 use crate::manager::NodeSeal;
-use crate::tls::{Identity, IdentityError};
+use crate::tls::{Identity, IdentityError, write_private};
 use crate::types::{ClusterId, Fork, Key32, NodeAddresses, NodeId, Role};
 use crate::wire::control::Joined;
 use serde::{Deserialize, Serialize};
-use std::io::Write as _;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -151,25 +150,14 @@ impl MembershipStore {
 
     fn write(&self, name: &str, content: &[u8]) -> Result<(), NodeError> {
         let path = self.directory.join(name);
-        write_private(&path, content)
+        private_dir(&self.directory)
+            .and_then(|()| write_private(&path, content))
             .map_err(|error| NodeError::Failed(format!("cannot write {}: {error}", path.display())))
     }
 }
 
 fn identity_error(error: IdentityError) -> NodeError {
     NodeError::Failed(error.to_string())
-}
-
-/// Writes a file of mode 0600 whole or not at all.
-fn write_private(path: &Path, content: &[u8]) -> std::io::Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    private_dir(directory)?;
-    let temporary = path.with_extension("new");
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
-    std::fs::File::open(directory)?.sync_all()
 }
 
 fn private_dir(directory: &Path) -> std::io::Result<()> {

@@ -31,8 +31,10 @@ pub(super) async fn run(
     ended: Receiver<End>,
 ) {
     let mut due = renewal_time(&identity.load().peer(), random::bytes());
+    let mut stored = true;
     while !ended.is_closed() {
         let mut pause = CHECK_INTERVAL;
+        stored = stored || environment.store.save_identity(&identity.load()).is_ok();
         if environment.clock.unix().0 >= due {
             let known = managers.lock().unwrap_or_else(PoisonError::into_inner).clone();
             match renew(&identity.load_full(), &known).await {
@@ -40,7 +42,7 @@ pub(super) async fn run(
                 Ok(_) if ended.is_closed() => return,
                 Ok(renewed) => {
                     due = renewal_time(&renewed.peer(), random::bytes());
-                    put_in_place(&environment, &identity, renewed);
+                    stored = put_in_place(&environment, &identity, renewed);
                     tracing::info!("this node has a new certificate");
                 }
                 Err(reason) => {
@@ -49,13 +51,16 @@ pub(super) async fn run(
                 }
             }
         }
+        if !stored {
+            pause = RETRY_INTERVAL;
+        }
         match within(pause, roots.recv()).await {
             None => {}
             Some(Err(_)) => return,
             Some(Ok(roots)) if ended.is_closed() || roots.is_empty() => {}
             Some(Ok(roots)) => {
                 let present = identity.load_full();
-                put_in_place(&environment, &identity, present.trusting(&roots));
+                stored = put_in_place(&environment, &identity, present.trusting(&roots));
                 if roots.last().is_some_and(|newest| newest.as_slice() != present.root().as_ref()) {
                     tracing::info!("the swarm has a new root certificate: this node asks for a certificate of it");
                     let spread =
@@ -68,11 +73,14 @@ pub(super) async fn run(
     }
 }
 
-fn put_in_place(environment: &Environment, identity: &ArcSwap<Identity>, new: Identity) {
-    if let Err(error) = environment.store.save_identity(&new) {
-        tracing::error!(%error, "the node's certificates cannot be stored");
+/// Tells whether it is on disk; it is used in any case.
+fn put_in_place(environment: &Environment, identity: &ArcSwap<Identity>, new: Identity) -> bool {
+    let saved = environment.store.save_identity(&new);
+    if let Err(error) = &saved {
+        tracing::error!(%error, "the node's certificates cannot be stored yet: trying on");
     }
     identity.store(Arc::new(new));
+    saved.is_ok()
 }
 
 /// Unix seconds at which to ask: `random` picks the point between 50 and 80 % of the certificate's life.

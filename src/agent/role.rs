@@ -19,8 +19,13 @@ impl Node {
     /// Follows what the managers say about who they are, until this membership ends.
     pub(super) async fn follow_managers(self, runtime: Arc<Runtime>) {
         while let Ok(mut told) = runtime.told.recv().await {
+            let mut said = String::new();
             while let Err(error) = self.follow(&runtime, &told).await {
-                tracing::warn!(%error, "this node's role did not change yet: trying again");
+                let error = error.to_string();
+                if said != error {
+                    tracing::warn!(error, "this node does not follow what the managers say of it yet: trying on");
+                    said = error;
+                }
                 // A newer word takes the place of this one.
                 match within(RETRY, runtime.told.recv()).await {
                     Some(Ok(newer)) => told = newer,

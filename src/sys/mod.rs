@@ -21,7 +21,20 @@ pub mod tun;
 pub mod udp;
 pub mod uevent;
 
+use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+/// Opens a file that is there to be locked, and makes it if there is none. For reading: a file that is open for writing
+/// keeps its file system from being made read-only.
+pub(crate) fn open_lock_file(path: &Path) -> io::Result<File> {
+    let make = || OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
+    match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => make().and_then(|_| File::open(path)),
+        other => other,
+    }
+}
 
 /// An error with the same kind, and the words of what was being done before it.
 pub(crate) fn explain(what: impl std::fmt::Display, error: impl Into<io::Error>) -> io::Error {

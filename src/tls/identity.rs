@@ -251,8 +251,8 @@ pub(crate) fn replace_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> 
     old.sync_all()
 }
 
-/// Writes a file of mode 0600 durably and in one step.
-fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+/// Writes a file of mode 0600 durably and in one step. After an error the file is the old or the new one.
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let directory = path.parent().ok_or(std::io::ErrorKind::InvalidInput)?;
     let mut name = path.file_name().ok_or(std::io::ErrorKind::InvalidInput)?.to_owned();
     name.push(".new");
@@ -262,9 +262,15 @@ fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
+    let put = || {
+        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)
+    };
+    put().inspect_err(|_| {
+        // A part of a secret, on a disk that may be full: the next attempt removes it if this cannot.
+        let _ = std::fs::remove_file(&temporary);
+    })?;
     std::fs::File::open(directory)?.sync_all()
 }

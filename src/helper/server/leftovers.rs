@@ -1,13 +1,13 @@
 //! The helper's directories: made, locked, and freed of what a killed predecessor left.
 
 use super::Paths;
-use crate::sys::{explain, mount};
+use crate::sys::{explain, mount, open_lock_file};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, umount2};
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -27,8 +27,7 @@ pub(super) fn make_dir(path: &Path) -> io::Result<()> {
 /// Takes the state directory for this helper alone.
 pub(super) fn lock(state: &Path) -> io::Result<Lock> {
     let path = state.join("helper.lock");
-    let open = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
-    let mut file = open.map_err(|error| explain(path.display(), error))?;
+    let mut file = open_lock_file(&path).map_err(|error| explain(path.display(), error))?;
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {

@@ -3,7 +3,7 @@
 
 use super::leading::{Frames, Leading};
 use super::{Planted, client::OpRef, random};
-use crate::cluster::State;
+use crate::cluster::{Lock, State};
 use crate::manager::book::RecordBook;
 use crate::manager::handle::ManagerError;
 use crate::manager::replica::{Replica, Shell, Verdict};
