@@ -129,12 +129,13 @@ impl Node {
             };
         };
         let view = runtime.view.load();
+        let failure = runtime.manager.load_full().and_then(|manager| manager.failure());
         SwarmInfo {
             state: if view.settled { SwarmState::Active } else { SwarmState::Pending },
             node: Some(runtime.membership.node),
             address: Some(runtime.membership.addresses.control.ip()),
             role: Some(runtime.role()),
-            error: view.error.clone(),
+            error: failure.unwrap_or_else(|| view.error.clone()),
             managers: view.managers.clone(),
         }
     }

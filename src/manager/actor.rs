@@ -2,7 +2,10 @@
 //! to the [`Replica`], whose shell it is: the store, written with one fsync, the streams to the other managers, the
 //! applied state for readers. It owns the store and runs on a thread of its own, since it blocks.
 //!
-//! When the store fails, what is on disk is unknown: the actor ends, and every proposal fails from then on.
+//! When the store cannot be written (the disk is full, or read-only), what is on disk is unknown. The actor then takes
+//! no part in the consensus: it answers nothing but errors, hears no other manager, and tries every second to write all
+//! that it has to remember to a fresh file. Nothing was acknowledged that is not on disk, and nothing that was
+//! acknowledged is held in the failed file alone, so that it goes on from there as if the time between had not been.
 
 use super::handle::ManagerError;
 use super::lock::SealWatch;
@@ -16,13 +19,17 @@ use crate::raft::{Lead, Member, Membership, Message, Raft, Save, Settings, Snaps
 use crate::types::{NodeId, Time};
 use smol::channel::{Receiver, Sender, TrySendError, bounded};
 use smol::future::FutureExt as _;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
-use std::time::Instant;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 /// Inputs that may wait: beyond it those who bring them wait for room.
 const QUEUE_INPUTS: usize = 1024;
 /// Inputs between two looks at what is ready: bounds what one fsync holds up.
 const BATCH_INPUTS: usize = 128;
+/// Time between two attempts to write a store that failed.
+const STORE_RETRY: Duration = Duration::from_secs(1);
+
 /// What the actor is told.
 enum Input {
     Propose {
@@ -41,6 +48,8 @@ enum Input {
     Snapshot {
         reply: Sender<Box<Snapshot>>,
     },
+    /// Another manager is to lead.
+    Leave,
 }
 
 /// Who leads, as this manager sees it.
@@ -66,7 +75,8 @@ pub(super) struct Published {
     copy: Mutex<Option<Arc<State>>>,
     watchers: Mutex<Vec<Sender<()>>>,
     leadership: Mutex<Leadership>,
-    failure: OnceLock<ManagerError>,
+    failure: Mutex<Option<ManagerError>>,
+    silent: Mutex<BTreeSet<Member>>,
 }
 
 impl Published {
@@ -76,7 +86,8 @@ impl Published {
             copy: Mutex::new(None),
             watchers: Mutex::new(Vec::new()),
             leadership: Mutex::new(Leadership::Nobody),
-            failure: OnceLock::new(),
+            failure: Mutex::new(None),
+            silent: Mutex::default(),
         }
     }
 
@@ -85,9 +96,18 @@ impl Published {
         *self.leadership.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Why the actor ended, if it did by itself.
+    /// Why the actor takes no part, or ended by itself.
     pub(super) fn failure(&self) -> Option<ManagerError> {
-        self.failure.get().cloned()
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_failure(&self, failure: Option<ManagerError>) {
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+    }
+
+    /// Whether this manager, which leads, has not heard of that voter for a while.
+    pub(super) fn is_silent(&self, voter: Member) -> bool {
+        self.silent.lock().unwrap_or_else(PoisonError::into_inner).contains(&voter)
     }
 
     /// Reads the state in place.
@@ -165,6 +185,11 @@ impl Writer {
         let (reply, result) = bounded(1);
         let _ = self.queue.send(Input::Snapshot { reply }).await;
         result.recv().await.ok()
+    }
+
+    /// Proposes nothing more, and asks another manager to lead.
+    pub(super) async fn leave(&self) {
+        let _ = self.queue.send(Input::Leave).await;
     }
 
     /// Ends the actor; the store is closed when this returns.
@@ -280,6 +305,10 @@ impl Shell for Ends {
     fn notify(&mut self) {
         self.published.notify();
     }
+
+    fn silent(&mut self, voters: BTreeSet<Member>) {
+        *self.published.silent.lock().unwrap_or_else(PoisonError::into_inner) = voters;
+    }
 }
 
 struct Actor {
@@ -295,20 +324,81 @@ impl Actor {
 
     fn run(&mut self, inputs: &Receiver<Input>) {
         while let Some(batch) = self.wait(inputs) {
-            if let Err(error) = self.turn(batch) {
-                tracing::error!(%error, "this manager ends");
-                let _ = self.published.failure.set(error);
-                break;
+            let done = match self.turn(batch) {
+                Err(ManagerError::Store(error)) => self.outlast(inputs, error),
+                done => done.map(|()| true),
+            };
+            match done {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    tracing::error!(%error, "this manager ends");
+                    self.published.set_failure(Some(error));
+                    break;
+                }
             }
         }
         // Proposals that still wait get no verdict: their senders fall with the queue.
         inputs.close();
         while inputs.try_recv().is_ok() {}
         self.replica.forget_waiting();
+        self.step_aside();
+    }
+
+    /// This manager leads nobody.
+    fn step_aside(&mut self) {
         self.replica.shell.set_leadership(Leadership::Nobody);
         // The nodes look for a manager that goes on.
         self.replica.shell.sessions.end_all();
         self.published.notify();
+    }
+
+    /// Takes no part until the store can be written again; false when nothing will come any more.
+    fn outlast(&mut self, inputs: &Receiver<Input>, error: StoreError) -> Result<bool, ManagerError> {
+        tracing::error!(%error, "this manager cannot write its state: it takes no part until it can");
+        let began = Instant::now();
+        let now = self.now();
+        self.replica.pause(&ManagerError::Interrupted(error.clone()), now);
+        self.published.set_failure(Some(ManagerError::Stalled(error.clone())));
+        self.step_aside();
+        let mut told = error;
+        while self.refuse(inputs, &told) {
+            match self.replica.resume() {
+                Ok(()) => {
+                    self.published.set_failure(None);
+                    tracing::info!(after = ?began.elapsed(), "this manager can write its state again");
+                    return Ok(true);
+                }
+                Err(ManagerError::Store(again)) if again == told => {}
+                Err(ManagerError::Store(again)) => {
+                    tracing::warn!(error = %again, "this manager still cannot write its state");
+                    self.published.set_failure(Some(ManagerError::Stalled(again.clone())));
+                    told = again;
+                }
+                Err(other) => return Err(other),
+            }
+        }
+        Ok(false)
+    }
+
+    /// Refuses what comes in until the next attempt is due; false when nothing will come any more.
+    fn refuse(&self, inputs: &Receiver<Input>, why: &StoreError) -> bool {
+        let due = Instant::now() + STORE_RETRY;
+        loop {
+            let next = smol::block_on(async { inputs.recv().await.map(Some) }.or(async {
+                smol::Timer::at(due).await;
+                Ok(None)
+            }));
+            match next {
+                Err(_) => return false,
+                Ok(None) => return true,
+                Ok(Some(Input::Propose { verdict, .. })) => {
+                    let _ = verdict.try_send(Err(ManagerError::Stalled(why.clone())));
+                }
+                // The others get no answer by being dropped.
+                Ok(Some(Input::Step { .. } | Input::Read { .. } | Input::Snapshot { .. } | Input::Leave)) => {}
+            }
+        }
     }
 
     /// What came in until the consensus wants to go on. `None` when nothing will come any more.
@@ -334,6 +424,7 @@ impl Actor {
                 Input::Propose { command, verdict } => self.replica.propose(command, at, verdict, now),
                 Input::Step { from, message } => self.replica.step(from, message, now)?,
                 Input::Read { done } => self.replica.read(done, now),
+                Input::Leave => self.replica.leave(),
                 Input::Snapshot { reply } => {
                     if let Some(snapshot) = self.replica.applied_snapshot() {
                         let _ = reply.try_send(Box::new(snapshot));

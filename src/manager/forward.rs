@@ -121,7 +121,7 @@ pub(super) async fn serve_command(inner: Arc<Inner>, connection: Connection) {
         Err(ManagerError::NotLeader) => {
             return connection.answer(Answer::NotLeader { leader: inner.leader_address() }).await;
         }
-        Err(ManagerError::LeadLost) => Outcome::LeadLost,
+        Err(ManagerError::LeadLost | ManagerError::Interrupted(_)) => Outcome::LeadLost,
         Err(other) => Outcome::Failed(other.to_string()),
     };
     match postcard::to_stdvec(&outcome) {

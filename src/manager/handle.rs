@@ -41,6 +41,14 @@ pub enum ManagerError {
     /// The store cannot be used; whether the state changed is unknown.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The disk fails this manager; nothing changed.
+    #[error("this manager cannot write its state and takes no part in the swarm until it can: {0}")]
+    Stalled(StoreError),
+    /// The disk failed this manager while the command was on its way.
+    #[error(
+        "this manager could not write its state ({0}): the change may have been made or not; look, and try again if not"
+    )]
+    Interrupted(StoreError),
     /// No manager leads, or none that is reached; nothing changed.
     #[error(
         "The swarm does not have a leader. It's possible that too few managers are online. Make sure more than half of the managers are online."
@@ -108,6 +116,10 @@ pub(super) struct Inner {
     seals: Arc<SealWatch>,
 }
 
+/// How long a leader that ends waits for another one to lead.
+const HAND_OVER_TIME: Duration = Duration::from_secs(1);
+/// How often it asks.
+const HAND_OVER_ASK: Duration = Duration::from_millis(50);
 /// How long a command or a read waits for a leader: an election that begins now, and the next one.
 pub(super) const LEADER_PATIENCE: Duration = Duration::from_secs(4);
 /// Pause before a leader that was not reached is asked again, or the one that was elected meanwhile.
@@ -201,8 +213,10 @@ impl Manager {
         listener::listen(&self.inner, address).await
     }
 
-    /// Ends sessions, loops and the writer. The store is closed when this returns.
+    /// Lets another manager lead, if this one does; then ends sessions, loops and the writer. The store is closed when
+    /// this returns.
     pub async fn stop(&self) {
+        self.inner.hand_over().await;
         self.inner.tasks.stop().await;
         self.inner.writer.stop().await;
     }
@@ -284,6 +298,11 @@ impl Manager {
         self.inner.peers.me().0
     }
 
+    /// What keeps this manager from taking part, if anything does.
+    pub fn failure(&self) -> Option<String> {
+        self.inner.published.failure().map(|failure| failure.to_string())
+    }
+
     /// What the control port turned away, by reason; only reasons that occurred.
     pub fn drops(&self) -> BTreeMap<&'static str, u64> {
         self.inner.drops.read()
@@ -315,6 +334,36 @@ impl Inner {
     /// Whether this manager leads.
     pub(super) fn leads(&self) -> bool {
         matches!(self.published.leadership(), Leadership::Here { .. })
+    }
+
+    /// If this manager leads and there are others: waits until one of them does, but not for long.
+    async fn hand_over(&self) {
+        let alone = self.published.with(|state| state.managers.values().filter(|manager| manager.voter).count() <= 1);
+        if alone || !self.leads() {
+            return;
+        }
+        let changed = self.published.watch();
+        let done = async {
+            while !matches!(self.published.leadership(), Leadership::There(_)) {
+                self.writer.leave().await;
+                let change = async {
+                    // Closed only when the manager ends.
+                    let _ = changed.recv().await;
+                };
+                let again = async {
+                    smol::Timer::after(HAND_OVER_ASK).await;
+                };
+                change.or(again).await;
+            }
+            true
+        };
+        let late = async {
+            smol::Timer::after(HAND_OVER_TIME).await;
+            false
+        };
+        if !done.or(late).await {
+            tracing::warn!("no other manager took over the lead in {HAND_OVER_TIME:?}: they elect one by themselves");
+        }
     }
 
     /// Where the leader is; waits a little for one.

@@ -6,6 +6,7 @@
 //! it opens with the former unlock key or with the new one. It says which change of the lock it follows, and a manager
 //! that reads its log again does not go back to an earlier one.
 
+use super::disk;
 use super::store::{KEY_FILE, StoreError, file_error};
 use crate::cluster::Lock;
 use crate::crypto;
@@ -105,16 +106,17 @@ impl KeyFile {
                 bytes.extend(seal(key, &content));
             }
         }
-        replace_private(&self.path, &bytes).map_err(failed)
+        let directory = self.path.parent().unwrap_or(Path::new("/"));
+        disk::step(directory).and_then(|()| replace_private(&self.path, &bytes)).map_err(failed)
     }
 
     /// Locks it as `lock` says, unless it has followed a later word already. Tells whether anything changed.
-    pub(super) fn follow(&mut self, lock: &Lock, at_rest: &Key32) -> Result<bool, StoreError> {
+    pub(super) fn follow(&mut self, lock: &Lock, at_rest: &[&Key32]) -> Result<bool, StoreError> {
         if lock.since <= self.lock.since {
             return Ok(false);
         }
         let former = std::mem::replace(&mut self.lock, lock.clone());
-        if let Err(error) = self.write(&[at_rest]) {
+        if let Err(error) = self.write(at_rest) {
             self.lock = former;
             return Err(error);
         }

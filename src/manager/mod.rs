@@ -3,7 +3,7 @@
 //!
 //! - `handle`: what the API and the daemon hold.
 //! - `store`: term, log and snapshot, each record sealed; what is retired can never be read again. `lock`: the keys of
-//!   it on disk, and autolock.
+//!   it on disk, and autolock. `disk`: where its files can be made to fail.
 //! - `replica`: drives the consensus (pure): make durable, send, apply, tell the proposers. `actor`: the one writer,
 //!   the thread that runs it on the store.
 //! - `members`: who should take part in the consensus. `peers`: its streams between managers. `credentials`: the
@@ -27,6 +27,7 @@ mod admission;
 mod authority;
 pub(crate) mod book;
 mod credentials;
+mod disk;
 pub(crate) mod drops;
 mod fork;
 mod forward;
@@ -48,6 +49,7 @@ pub use handle::{InitParams, Manager, ManagerError};
 #[cfg(test)]
 pub(crate) use handle::{first_authority, issue_first, new_root};
 pub use lock::NodeSeal;
+pub use news::SILENT_MANAGER;
 pub use store::StoreError;
 
 use crate::types::UnixTime;

@@ -33,6 +33,9 @@ fn patience(state: &State, heard: bool) -> Duration {
     if heard { window(state) } else { window(state).max(RETURN_TIME) }
 }
 
+/// What the managers say of a node that is ready while the manager on it does not answer the others.
+pub const SILENT_MANAGER: &str = "its manager does not answer the others";
+
 /// How a node looks from its manager.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Seen {
@@ -68,6 +71,25 @@ pub(crate) fn liveness(state: &State, seen: impl Fn(NodeId) -> Seen) -> Vec<Comm
         }
     }
     commands
+}
+
+/// Adds what is to be said of voters that do not answer, and of those that do again; a node that is said to come or go
+/// already is left for the next time.
+pub(crate) fn silent_managers(state: &State, is_silent: impl Fn(u64) -> bool, commands: &mut Vec<Command>) {
+    let mut news = Vec::new();
+    for (id, manager) in &state.managers {
+        let Some(node) = state.nodes.get(id).filter(|node| node.state == NodeState::Ready) else { continue };
+        let told = node.message == SILENT_MANAGER;
+        let silent = manager.voter && is_silent(manager.seat);
+        let moves = |command: &Command| matches!(command, Command::SetNodeState { node, .. } if node == id);
+        if silent != told && !commands.iter().any(moves) {
+            if silent {
+                tracing::warn!(node = %id, hostname = %node.hostname, "the manager on this node does not answer");
+            }
+            news.push(set_state(*id, NodeState::Ready, if silent { SILENT_MANAGER } else { "" }));
+        }
+    }
+    commands.extend(news);
 }
 
 /// The command that sets how a node is seen.

@@ -6,6 +6,7 @@ use super::news::{self, Seen};
 use super::{random, wall_clock};
 use crate::cluster::ring::{self, RingStep};
 use crate::cluster::{Command, NewRoot, NewTokens, State, schedule};
+use crate::raft::Member;
 use crate::types::{Key32, NodeId, TaskId, Time, UnixTime};
 use smol::future::FutureExt as _;
 use std::sync::Arc;
@@ -41,7 +42,8 @@ pub(super) async fn run(inner: Arc<Inner>) {
         if let Some(lead) = &mut lead {
             let commands = inner.published.with(|state| {
                 let seen = |node| see(&inner, state, node, lead.since);
-                plan(state, &mut lead.clock, (now(), wall_clock()), seen, &mut SystemDraw)
+                let silent = |seat| inner.published.is_silent(Member(seat));
+                plan(state, &mut lead.clock, (now(), wall_clock()), (seen, silent), &mut SystemDraw)
             });
             commit(&inner, commands).await;
         }
@@ -98,15 +100,17 @@ impl Draw for SystemDraw {
     }
 }
 
-/// What to propose now, in order (pure). `clock` is of this lead, `seen` how nodes look from here.
+/// What to propose now, in order (pure). `clock` is of this lead, `seen` how nodes look from here, `silent` which
+/// seats of managers it has not heard for a while.
 pub(crate) fn plan(
     state: &State,
     clock: &mut ring::Clock,
     (now, wall): (Time, UnixTime),
-    seen: impl Fn(NodeId) -> Seen,
+    (seen, silent): (impl Fn(NodeId) -> Seen, impl Fn(u64) -> bool),
     draw: &mut dyn Draw,
 ) -> Vec<Command> {
     let mut commands = news::liveness(state, seen);
+    news::silent_managers(state, silent, &mut commands);
     commands.extend(schedule::plan(state, wall, &mut || draw.task_id()));
     commands.extend(state.root_rotation_is_through(wall).then_some(Command::FinishRootRotation));
     commands.extend(replacements(state, draw));

@@ -12,7 +12,7 @@ use crate::raft::{
     Save, Snapshot,
 };
 use crate::types::{NodeId, Time, UnixTime};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use zeroize::Zeroizing;
 
@@ -22,6 +22,8 @@ const SNAPSHOT_EVERY: u64 = 2000;
 const SNAPSHOT_BYTES: usize = 8 << 20;
 /// So many times more while a member is being sent a snapshot, which the next one would make useless.
 const TRANSFER_PATIENCE: u64 = 4;
+/// A voter that has not answered for so long is told of as silent: five election time-outs.
+const SILENCE: Duration = Duration::from_secs(5);
 /// Time between two looks at who should be a member.
 const MEMBERS_TICK: Duration = Duration::from_millis(200);
 
@@ -57,6 +59,8 @@ pub(crate) trait Shell {
     fn follow_lead(&mut self, lead: Lead, here: bool);
     /// The state or the lead has changed.
     fn notify(&mut self);
+    /// Of these voters this manager, if it leads, has not heard for a while.
+    fn silent(&mut self, _voters: BTreeSet<Member>) {}
 }
 
 /// Reads that wait: for the consensus, then for their index to be applied.
@@ -78,6 +82,10 @@ pub(crate) struct Replica<S: Shell> {
     waiting: BTreeMap<u64, (u64, S::Proposer)>,
     reads: Reads<S::Reader>,
     members_at: Time,
+    /// Another manager is to lead: nothing more is proposed here.
+    leaving: bool,
+    /// What was being carried out when a save failed.
+    stalled: Option<Ready>,
 }
 
 impl<S: Shell> Replica<S> {
@@ -92,11 +100,16 @@ impl<S: Shell> Replica<S> {
             waiting: BTreeMap::new(),
             reads: Reads { next: 0, asked: BTreeMap::new(), applying: Vec::new() },
             members_at: Time::default(),
+            leaving: false,
+            stalled: None,
         }
     }
 
     /// A command for the log, at this time of the wall clock.
     pub(crate) fn propose(&mut self, command: Command, at: UnixTime, proposer: S::Proposer, now: Time) {
+        if self.leaving {
+            return self.shell.verdict(proposer, Err(ManagerError::NotLeader));
+        }
         let proposed = match encode(&Entry { at, command }) {
             Ok(bytes) => self.raft.propose(Payload::new(bytes), now),
             Err(error) => return self.shell.verdict(proposer, Err(Refusal::Invalid(error.to_string()).into())),
@@ -130,15 +143,21 @@ impl<S: Shell> Replica<S> {
         self.raft.poll_timeout()
     }
 
-    /// To be called after inputs, and when it is due: does all that is to be done. After an error this manager ends.
+    /// To be called after inputs, and when it is due: does all that is to be done. After a failed save
+    /// ([`ManagerError::Store`]) nothing but [`Replica::pause`] and [`Replica::resume`] may be called; after any other
+    /// error this manager ends.
     pub(crate) fn turn(&mut self, now: Time) -> Result<(), ManagerError> {
         if self.raft.poll_timeout() <= now {
             self.raft.handle_timeout(now);
         }
         self.carry_out_all()?;
+        if self.leaving && self.raft.hand_over(now) {
+            self.carry_out_all()?;
+        }
         if self.members_at <= now {
             self.members_at = now + MEMBERS_TICK;
             self.change_members(now);
+            self.look_for_silence(now);
             self.carry_out_all()?;
         }
         Ok(())
@@ -157,18 +176,30 @@ impl<S: Shell> Replica<S> {
 
     /// In the order that the consensus asks for.
     fn carry_out(&mut self, ready: Ready) -> Result<(), ManagerError> {
-        if let Some(save) = &ready.save {
-            self.shell.save(save)?;
+        if let Some(save) = &ready.save
+            && let Err(error) = self.shell.save(save)
+        {
+            self.stalled = Some(ready);
+            return Err(error);
         }
+        self.carry_on(ready)
+    }
+
+    /// What follows the save.
+    fn carry_on(&mut self, mut ready: Ready) -> Result<(), ManagerError> {
         if let Some(snapshot) = &ready.install {
             self.install(snapshot)?;
         }
-        for (to, message) in ready.messages {
+        for (to, message) in ready.messages.drain(..) {
             self.shell.send(to, message);
         }
-        if !ready.committed.is_empty() {
-            self.apply(ready.committed)?;
+        let (results, compact) = self.apply(std::mem::take(&mut ready.committed))?;
+        let followed = self.follow_lock();
+        if let Err(error) = followed.and_then(|()| if compact { self.compact() } else { Ok(()) }) {
+            self.stalled = Some(Ready { save: None, install: None, ..ready });
+            return Err(error);
         }
+        self.tell(results);
         self.answer_reads(ready.reads);
         if ready.snapshot_wanted
             && let Some(Snapshot { position, data, .. }) = self.applied_snapshot()
@@ -181,6 +212,49 @@ impl<S: Shell> Replica<S> {
         Ok(())
     }
 
+    /// After a failed save: this manager takes no part until [`Replica::resume`] succeeds. Another one is asked to
+    /// lead, if this one did, and who waits is told why.
+    pub(crate) fn pause(&mut self, why: &ManagerError, now: Time) {
+        // What was saved before is enough for that word.
+        if let Some((to, message)) = self.raft.heir(now) {
+            self.shell.send(to, message);
+        }
+        self.raft.resign(now);
+        for (_, proposer) in std::mem::take(&mut self.waiting).into_values() {
+            self.shell.verdict(proposer, Err(why.clone()));
+        }
+        let asked = std::mem::take(&mut self.reads.asked).into_values();
+        for reader in asked.chain(self.reads.applying.drain(..).map(|(_, reader)| reader)) {
+            self.shell.read_done(reader, None);
+        }
+    }
+
+    /// Makes all that this manager must not forget durable anew, in place of whatever the failed save has left, and
+    /// goes on where it stopped. Nothing is read back: all that was ever acknowledged is held in memory.
+    pub(crate) fn resume(&mut self) -> Result<(), ManagerError> {
+        let stalled = self.stalled.take().unwrap_or_default();
+        let save = match &stalled.save {
+            // It takes the place of everything as it is; what it brings is not applied yet.
+            Some(save) if save.snapshot.is_some() => save.clone(),
+            _ => self.whole()?,
+        };
+        if let Err(error) = self.shell.save(&save).and_then(|()| self.follow_lock()) {
+            self.stalled = Some(stalled);
+            return Err(error);
+        }
+        // What was to be said is old news: who waited for it asks again.
+        self.carry_on(Ready { save: None, messages: Vec::new(), lead: None, ..stalled })?;
+        self.follow_lead(self.raft.lead());
+        Ok(())
+    }
+
+    /// All that this manager must not forget.
+    fn whole(&self) -> Result<Save, ManagerError> {
+        let (index, bytes) = self.state_bytes()?;
+        let whole = self.raft.whole(index, Payload::new(bytes));
+        whole.ok_or_else(|| ManagerError::Broken(format!("the log does not hold the applied entry {index}")))
+    }
+
     /// The leader's state takes the place of ours.
     fn install(&mut self, snapshot: &Snapshot) -> Result<(), ManagerError> {
         let state =
@@ -188,33 +262,25 @@ impl<S: Shell> Replica<S> {
         tracing::info!(index = state.index, "took over the leader's state");
         self.shell.change(|current| *current = state);
         (self.snapshot, self.bytes) = (snapshot.position, 0);
-        self.follow_lock()?;
         self.shell.set_members(self.raft.membership());
         self.shell.notify();
         Ok(())
     }
 
-    /// Applies committed entries, ends the sessions that they end, answers.
-    fn apply(&mut self, committed: Vec<crate::raft::Entry>) -> Result<(), ManagerError> {
+    /// Applies committed entries, ends the sessions that they end; tells whether something was erased for good.
+    fn apply(&mut self, committed: Vec<crate::raft::Entry>) -> Result<(Results, bool), ManagerError> {
         let members = committed.iter().any(|entry| matches!(entry.body, Body::Members(_)));
         let (results, effects) = self.shell.change(|state| apply(state, committed, &mut self.bytes))?;
-        if effects.contains(&Effect::Lock) {
-            self.follow_lock()?;
-        }
-        if effects.contains(&Effect::Compact) {
-            self.compact()?;
-        }
         if members {
             self.shell.set_members(self.raft.membership());
         }
         // Before anybody is told of the change: a removed node's session must not be woken by it first.
-        for effect in effects {
+        for effect in &effects {
             if let Effect::EndSession(node) = effect {
-                self.shell.end_session(node);
+                self.shell.end_session(*node);
             }
         }
-        self.tell(results);
-        Ok(())
+        Ok((results, effects.contains(&Effect::Compact)))
     }
 
     fn follow_lock(&mut self) -> Result<(), ManagerError> {
@@ -255,22 +321,27 @@ impl<S: Shell> Replica<S> {
 
     /// The applied state and its place in the log.
     pub(crate) fn applied_snapshot(&self) -> Option<Snapshot> {
-        let (index, bytes) = self.shell.with(|state| (state.index, state.to_bytes()));
-        let bytes = bytes.map_err(|error| tracing::error!(%error, "the state cannot be encoded")).ok()?;
+        let encoded = self.state_bytes();
+        let (index, bytes) = encoded.map_err(|error| tracing::error!(%error, "the state cannot be encoded")).ok()?;
         self.raft.snapshot_at(index, Payload::new(bytes))
     }
 
     /// Cuts the log down to a snapshot of the applied state, under a new at-rest key.
     fn compact(&mut self) -> Result<(), ManagerError> {
-        // The state is written by this machine only: nobody waits for a lock that is held meanwhile.
-        let (index, bytes) = self.shell.with(|state| (state.index, state.to_bytes()));
-        let bytes = bytes.map_err(|error| ManagerError::Broken(error.to_string()))?;
+        let (index, bytes) = self.state_bytes()?;
         if let Some(save) = self.raft.compact(index, Payload::new(bytes)) {
-            self.shell.save(&save)?;
-            self.snapshot = save.snapshot.map_or(self.snapshot, |snapshot| snapshot.position);
+            self.snapshot = save.snapshot.as_ref().map_or(self.snapshot, |snapshot| snapshot.position);
             self.bytes = 0;
+            self.shell.save(&save)?;
         }
         Ok(())
+    }
+
+    /// The applied state, and its index. It is written by this machine only: nobody waits for a lock that is held
+    /// meanwhile.
+    fn state_bytes(&self) -> Result<(u64, Zeroizing<Vec<u8>>), ManagerError> {
+        let (index, bytes) = self.shell.with(|state| (state.index, state.to_bytes()));
+        Ok((index, bytes.map_err(|error| ManagerError::Broken(error.to_string()))?))
     }
 
     fn follow_lead(&mut self, lead: Lead) {
@@ -306,6 +377,18 @@ impl<S: Shell> Replica<S> {
         if let Err(error) = result {
             tracing::debug!(%error, "not now");
         }
+    }
+
+    /// Tells of voters that do not answer.
+    fn look_for_silence(&mut self, now: Time) {
+        let is_silent = |voter: &Member| self.raft.heard(*voter).is_some_and(|heard| now.since(heard) >= SILENCE);
+        let silent = self.raft.membership().voters.iter().copied().filter(is_silent).collect();
+        self.shell.silent(silent);
+    }
+
+    /// Another manager is to lead: proposes nothing more, and asks the heir to stand as soon as it has the whole log.
+    pub(crate) fn leave(&mut self) {
+        self.leaving = true;
     }
 
     /// Nobody gets an answer any more.

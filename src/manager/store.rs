@@ -15,15 +15,21 @@
 //!
 //! [`Store::open`] takes the key that opens the snapshot it finds, and throws away the other one.
 //!
+//! After a failed write nobody knows what of it is on the disk, nor what of the page cache will ever get there: the
+//! store gives the file up, and takes nothing but a save that brings a snapshot, which is written to a fresh file by
+//! the same steps. The new key of a replacement that failed half-way is kept until one succeeds, since it may be the
+//! one that the file in place is sealed under.
+//!
 //! The lock file is held as long as the store is open: a second process is refused.
 
+use super::disk;
 use super::lock::{KeyFile, NodeSeal};
 use crate::cluster::Lock;
 use crate::crypto;
 use crate::raft::{Body, Entry, HardState, Member, Membership, Payload, Position, Save, Snapshot};
+use crate::sys::open_lock_file;
 use crate::types::{Key32, NodeId, UnlockKey};
 use nix::fcntl::{Flock, FlockArg};
-use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -118,9 +124,12 @@ pub(super) struct Owner {
 /// An open store.
 pub(super) struct Store {
     directory: PathBuf,
-    database: Database,
+    /// Given up after a failed write, until it is replaced.
+    database: Option<Database>,
     key: Key32,
     key_file: KeyFile,
+    /// Of a replacement that failed: the file in place may be sealed under it already.
+    next_key: Option<Key32>,
     owner: Owner,
     _lock: Flock<File>,
 }
@@ -169,7 +178,7 @@ impl Store {
         let hard = HardState { term: snapshot.position.term, vote: None };
         let database = write_fresh(directory, &key, owner, (snapshot, hard, &[]))?;
         put_in_place(directory)?;
-        Ok(Store { directory: directory.to_owned(), database, key, key_file, owner, _lock: exclusive })
+        Ok(Store::of((directory, exclusive), database, (key, key_file), owner))
     }
 
     /// Opens a store and reads it, with the unlock key if it is locked.
@@ -191,8 +200,18 @@ impl Store {
         }
         let hard = read_hard(&database, &key).map_err(damaged)?;
         let entries = read_log(&database, &key, snapshot.position).map_err(damaged)?;
-        let store = Store { directory: directory.to_owned(), database, key, key_file, owner, _lock: exclusive };
+        let store = Store::of((directory, exclusive), database, (key, key_file), owner);
         Ok((store, Loaded { owner, hard, snapshot, entries }))
+    }
+
+    fn of(
+        (directory, lock): (&Path, Flock<File>),
+        database: Database,
+        (key, key_file): (Key32, KeyFile),
+        owner: Owner,
+    ) -> Store {
+        let (directory, database) = (directory.to_owned(), Some(database));
+        Store { directory, database, key, key_file, next_key: None, owner, _lock: lock }
     }
 
     /// From the next snapshot on it is in this seat.
@@ -203,7 +222,7 @@ impl Store {
     /// Locks the key file as `lock` says, unless it has followed a later word already. Gives how the node is to keep its
     /// private key, if that changed.
     pub(super) fn follow_lock(&mut self, lock: &Lock) -> Result<Option<NodeSeal>, StoreError> {
-        let changed = self.key_file.follow(lock, &self.key)?;
+        let changed = self.key_file.follow(lock, &keys(&self.key, &self.next_key))?;
         Ok(changed.then(|| self.node_seal()))
     }
 
@@ -212,18 +231,24 @@ impl Store {
         self.key_file.node_seal()
     }
 
-    /// Keeps what the consensus wants kept. Durable when this returns.
+    /// Keeps what the consensus wants kept. Durable when this returns. After an error the store takes only saves that
+    /// bring a snapshot, until one succeeds.
     pub(super) fn save(&mut self, save: &Save) -> Result<(), StoreError> {
-        match &save.snapshot {
+        let saved = match &save.snapshot {
             Some(snapshot) => self.replace(snapshot, save),
             None => self
                 .append(save)
-                .map_err(|error| StoreError::File { path: self.directory.join(STORE_FILE), reason: error.to_string() }),
+                .map_err(|error| StoreError::File { path: self.directory.join(STORE_FILE), reason: explain(&error) }),
+        };
+        if saved.is_err() {
+            self.database = None;
         }
+        saved
     }
 
     fn append(&mut self, save: &Save) -> Result<(), redb::Error> {
-        let transaction = self.database.begin_write()?;
+        let database = self.database.as_ref().ok_or(redb::Error::PreviousIo)?;
+        let transaction = database.begin_write()?;
         write_hard(&transaction, &self.key, save.hard)?;
         {
             let mut log = transaction.open_table(LOG)?;
@@ -236,24 +261,36 @@ impl Store {
 
     /// A new store in the place of the old one, under a new at-rest key.
     fn replace(&mut self, snapshot: &Snapshot, save: &Save) -> Result<(), StoreError> {
-        let key = Key32::new(super::random());
-        self.key_file.write(&[&self.key, &key])?;
-        self.database = write_fresh(&self.directory, &key, self.owner, (snapshot, save.hard, &save.entries))?;
+        let key = self.next_key.get_or_insert_with(|| Key32::new(super::random())).duplicate();
+        self.key_file.write(&keys(&self.key, &self.next_key))?;
+        let database = write_fresh(&self.directory, &key, self.owner, (snapshot, save.hard, &save.entries))?;
         put_in_place(&self.directory)?;
         self.key_file.write(&[&key])?;
-        self.key = key;
+        (self.database, self.key, self.next_key) = (Some(database), key, None);
         Ok(())
     }
+}
+
+/// What the file in place may be sealed under.
+fn keys<'a>(key: &'a Key32, next: &'a Option<Key32>) -> Vec<&'a Key32> {
+    std::iter::once(key).chain(next).collect()
 }
 
 pub(super) fn file_error(path: &Path, error: std::io::Error) -> StoreError {
     StoreError::File { path: path.to_owned(), reason: error.to_string() }
 }
 
+/// What the file system said, without what the database puts around it.
+fn explain(error: &redb::Error) -> String {
+    match error {
+        redb::Error::Io(error) => error.to_string(),
+        other => other.to_string(),
+    }
+}
+
 fn exclusive(directory: &Path) -> Result<Flock<File>, StoreError> {
     let path = directory.join(LOCK_FILE);
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
-    let file = file.map_err(|error| file_error(&path, error))?;
+    let file = open_lock_file(&path).map_err(|error| file_error(&path, error))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
         nix::errno::Errno::EWOULDBLOCK => StoreError::Busy(directory.to_owned()),
         other => file_error(&path, other.into()),
@@ -363,7 +400,7 @@ pub(super) fn encode<T: Serialize>(value: &T) -> std::io::Result<Zeroizing<Vec<u
     Ok(bytes)
 }
 
-/// A complete and durable store file under another name.
+/// A complete and durable store file under another name; nothing of it is left after an error.
 fn write_fresh(
     directory: &Path,
     key: &Key32,
@@ -375,10 +412,10 @@ fn write_fresh(
     let head = Head { owner, position: snapshot.position, membership: snapshot.membership.clone() };
     let head = encode(&head).map_err(|error| file_error(&path, error))?;
     let plain = Zeroizing::new([head.as_slice(), snapshot.data.bytes()].concat());
-    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
-    let file = file.map_err(|error| file_error(&path, error))?;
     let fill = || -> Result<Database, redb::Error> {
-        let database = Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(FileBackend::new(file)?)?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+        let backend = disk::backend(directory, file)?;
+        let database = Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(backend)?;
         let transaction = database.begin_write()?;
         transaction.open_table(META)?.insert("format", FORMAT)?;
         transaction.open_table(SNAPSHOT)?.insert(0, seal(key, b'S', 0, &plain).as_slice())?;
@@ -387,13 +424,20 @@ fn write_fresh(
         transaction.commit()?;
         Ok(database)
     };
-    fill().map_err(|error| StoreError::File { path: path.clone(), reason: error.to_string() })
+    fill().map_err(|error| {
+        // On a full disk others need the room meanwhile; what cannot be removed now is removed by the next attempt.
+        let _ = std::fs::remove_file(&path);
+        StoreError::File { path: path.clone(), reason: explain(&error) }
+    })
 }
 
 fn put_in_place(directory: &Path) -> Result<(), StoreError> {
     let path = directory.join(STORE_FILE);
-    let renamed = std::fs::rename(directory.join(FRESH_FILE), &path);
-    renamed.and_then(|()| File::open(directory)?.sync_all()).map_err(|error| file_error(&path, error))
+    let put = disk::step(directory)
+        .and_then(|()| std::fs::rename(directory.join(FRESH_FILE), &path))
+        .and_then(|()| disk::step(directory))
+        .and_then(|()| File::open(directory)?.sync_all());
+    put.map_err(|error| file_error(&path, error))
 }
 
 /// The key of one record. It is used once, so the nonce may stand still.

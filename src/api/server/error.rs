@@ -78,7 +78,9 @@ impl From<ManagerError> for ApiError {
             ManagerError::Unavailable(_)
             | ManagerError::NoLeader
             | ManagerError::NotLeader
-            | ManagerError::LeadLost => ApiError::unavailable(error.to_string()),
+            | ManagerError::LeadLost
+            | ManagerError::Stalled(_)
+            | ManagerError::Interrupted(_) => ApiError::unavailable(error.to_string()),
             ManagerError::Broken(_)
             | ManagerError::Store(_)
             | ManagerError::Listen { .. }

@@ -8,6 +8,7 @@ use super::roots::Roots;
 use super::{lookup, manager_state, random, respond, schema, time};
 use crate::api::types as api;
 use crate::cluster::{Command, Node, NodeState, State};
+use crate::manager::SILENT_MANAGER;
 use crate::types::{Availability, Key32, NodeId, Role};
 use hyper::StatusCode;
 
@@ -75,6 +76,7 @@ fn describe(state: &State, node: &Node, leader: Option<NodeId>, roots: &Roots) -
         // A manager that has not caught up yet is not counted on.
         reachability: match node.state {
             NodeState::Down => "unreachable",
+            _ if node.message == SILENT_MANAGER => "unreachable",
             _ if votes => "reachable",
             _ => "unknown",
         }

@@ -51,6 +51,7 @@ fn describe(tasks: &[LocalTask], swarm: SwarmStatus) -> Info {
     let running = tasks.iter().filter(|task| task.status.state == TaskState::Running).count() as u64;
     Info {
         id: swarm.node_id.clone(),
+        warnings: (!swarm.error.is_empty()).then(|| format!("WARNING: {}", swarm.error)).into_iter().collect(),
         containers: tasks.len() as u64,
         containers_running: running,
         containers_stopped: (tasks.len() as u64).saturating_sub(running),

@@ -1,11 +1,14 @@
 //! The manager as its nodes and its disk see it: a real store, real TLS over loopback, and a fake agent.
 
 mod control;
+mod disk;
 mod former;
 mod hostile;
 mod life;
 mod lock;
+mod replicas;
 mod roots;
+mod rotations;
 mod seats;
 mod several;
 mod store;
@@ -34,7 +37,17 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn new() -> Scratch {
-        let path = std::env::temp_dir().join(format!("formic-manager-{:016x}", u64::from_be_bytes(random())));
+        Scratch::on(&std::env::temp_dir())
+    }
+
+    /// Where nothing has to be written to a disk, for tests of many steps.
+    fn in_memory() -> Scratch {
+        let memory = Path::new("/dev/shm");
+        if memory.is_dir() { Scratch::on(memory) } else { Scratch::new() }
+    }
+
+    fn on(directory: &Path) -> Scratch {
+        let path = directory.join(format!("formic-manager-{:016x}", u64::from_be_bytes(random())));
         std::fs::create_dir_all(&path).unwrap();
         Scratch(path)
     }

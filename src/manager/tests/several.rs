@@ -74,7 +74,7 @@ impl Managers {
     }
 
     /// Waits until all running managers show it.
-    async fn until(&self, what: &str, found: impl Fn(&State) -> bool) {
+    pub(super) async fn until(&self, what: &str, found: impl Fn(&State) -> bool) {
         eventually(what, || self.running().all(|(_, manager)| manager.with_state(&found))).await;
     }
 
@@ -92,7 +92,7 @@ impl Managers {
         self.seats[number].manager.take().unwrap().stop().await;
     }
 
-    async fn start(&mut self, number: usize) {
+    pub(super) async fn start(&mut self, number: usize) {
         self.start_with(number, None).await;
     }
 

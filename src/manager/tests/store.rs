@@ -12,11 +12,11 @@ fn masters(manager: &Manager) -> BTreeMap<Epoch, [u8; 32]> {
     manager.with_state(|state| state.ring.epochs.iter().map(|held| (held.epoch, *held.master.expose())).collect())
 }
 
-fn occurs(bytes: &[u8], needle: &[u8]) -> bool {
+pub(super) fn occurs(bytes: &[u8], needle: &[u8]) -> bool {
     bytes.windows(needle.len()).any(|window| window == needle)
 }
 
-fn copy(from: &Path, to: &Path) {
+pub(super) fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for file in [STORE_FILE, KEY_FILE] {
         std::fs::copy(from.join(file), to.join(file)).unwrap();
@@ -24,7 +24,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// The state that a store holds: all of its log applied.
-fn state_of(loaded: &Loaded) -> State {
+pub(super) fn state_of(loaded: &Loaded) -> State {
     let mut state = State::from_bytes(loaded.snapshot.data.bytes()).unwrap();
     for entry in &loaded.entries {
         match &entry.body {
