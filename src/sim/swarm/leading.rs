@@ -243,7 +243,8 @@ impl Manager {
             let open = sessions.get(&node).is_some_and(|session| session.open);
             Seen::new(state, open, heard.get(&node).map(|last| now.since(*last)), now.since(since))
         };
-        let mut commands = planner::plan(state, &mut leading.clock, (now, wall), seen, &mut Drawn(&mut self.rng));
+        let looks = (seen, |_| false);
+        let mut commands = planner::plan(state, &mut leading.clock, (now, wall), looks, &mut Drawn(&mut self.rng));
         if leading.planted == Planted::SkipAcknowledgement {
             commands.extend(hasty_activation(state, &mut leading.clock, now));
         }
