@@ -257,9 +257,11 @@ impl Shell for Ends {
     }
 
     fn follow_lock(&mut self, lock: &Lock) -> Result<(), ManagerError> {
-        let Some(seal) = self.store.follow_lock(lock)? else { return Ok(()) };
-        tracing::info!(locked = seal.is_locked(), "this manager's files have another lock");
-        Ok(self.seals.tell(seal).map_err(StoreError::Node)?)
+        let changed = self.store.follow_lock(lock)?;
+        if let Some(seal) = &changed {
+            tracing::info!(locked = seal.is_locked(), "this manager's files have another lock");
+        }
+        Ok(self.seals.tell(changed).map_err(StoreError::Node)?)
     }
 
     fn send(&mut self, to: Member, message: Message) {

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use zeroize::Zeroizing;
 
 const MAGIC: &[u8; 16] = b"formic at-rest 2";
@@ -175,31 +175,47 @@ impl NodeSeal {
 pub(super) type Follower = Box<dyn Fn(&NodeSeal) -> Result<(), String> + Send>;
 
 /// Tells the node how to keep its private key.
-pub(super) struct SealWatch(Mutex<(NodeSeal, Option<Follower>)>);
+pub(super) struct SealWatch(Mutex<Watch>);
+
+struct Watch {
+    seal: NodeSeal,
+    follower: Option<Follower>,
+    /// The node has not followed the last change yet.
+    behind: bool,
+}
 
 impl SealWatch {
     pub(super) fn new(seal: NodeSeal) -> SealWatch {
-        SealWatch(Mutex::new((seal, None)))
+        SealWatch(Mutex::new(Watch { seal, follower: None, behind: false }))
     }
 
     /// What opens the manager's key file, if that is locked.
     pub(super) fn unlock_key(&self) -> Option<UnlockKey> {
-        let watch = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        watch.0.unlock.as_ref().map(|key| UnlockKey(key.0.clone()))
+        self.watch().seal.unlock.as_ref().map(|key| UnlockKey(key.0.clone()))
     }
 
     /// From now on, and at once for how it is.
     pub(super) fn follow(&self, follower: Follower) -> Result<(), String> {
-        let mut watch = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        follower(&watch.0)?;
-        watch.1 = Some(follower);
+        let mut watch = self.watch();
+        follower(&watch.seal)?;
+        (watch.follower, watch.behind) = (Some(follower), false);
         Ok(())
     }
 
-    /// Returns once the node has followed.
-    pub(super) fn tell(&self, seal: NodeSeal) -> Result<(), String> {
-        let mut watch = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        watch.0 = seal;
-        watch.1.as_ref().map_or(Ok(()), |follower| follower(&watch.0))
+    /// Returns once the node has followed the change, or the one that it could not follow before.
+    pub(super) fn tell(&self, change: Option<NodeSeal>) -> Result<(), String> {
+        let mut watch = self.watch();
+        if let Some(seal) = change {
+            (watch.seal, watch.behind) = (seal, true);
+        }
+        if let (true, Some(follower)) = (watch.behind, &watch.follower) {
+            follower(&watch.seal)?;
+            watch.behind = false;
+        }
+        Ok(())
+    }
+
+    fn watch(&self) -> MutexGuard<'_, Watch> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

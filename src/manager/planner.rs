@@ -94,7 +94,8 @@ impl Draw for SystemDraw {
 
     fn authority(&mut self, state: &State) -> Option<(NewTokens, NewRoot)> {
         let root = handle::new_root(state);
-        let root = root.inspect_err(|error| tracing::error!(%error, "no new root certificate could be made: trying again"));
+        let root =
+            root.inspect_err(|error| tracing::error!(%error, "no new root certificate could be made: trying again"));
         let token = || Some(Zeroizing::new(random()));
         Some((NewTokens { worker: token(), manager: token(), ..NewTokens::default() }, root.ok()?))
     }

@@ -18,8 +18,8 @@ pub use client::{
     ConnectError, Session, Writer, fetch_state, forward, join, leave, open_consensus, open_session, read_index, renew,
 };
 pub use config::{PeerError, server_config};
-pub(crate) use identity::replace_private;
 pub use identity::{Identity, IdentityError, NodeKey, Peer};
+pub(crate) use identity::{replace_private, write_private};
 pub(crate) use stream::SKEW_ALLOWED;
 pub use stream::{Accepted, FrameReader, FrameWriter, StreamError, accept, explain};
 

@@ -3,7 +3,7 @@
 
 use super::store::{copy, occurs, state_of};
 use super::*;
-use crate::cluster::{Entry, NodeState, Reply};
+use crate::cluster::{Entry, Lock, NodeState, Reply};
 use crate::manager::disk::failing;
 use crate::manager::handle::ManagerError;
 use crate::manager::members;
@@ -32,6 +32,11 @@ impl Shell for Ends {
 
     fn save(&mut self, save: &Save) -> Result<(), ManagerError> {
         Ok(self.store.save(save)?)
+    }
+
+    fn follow_lock(&mut self, lock: &Lock) -> Result<(), ManagerError> {
+        self.store.follow_lock(lock)?;
+        Ok(())
     }
 
     fn send(&mut self, to: Member, message: Message) {
@@ -70,7 +75,7 @@ fn first(managers: u8) -> Snapshot {
         let (_, params) = params(quick());
         let (manager, _) = Manager::create(scratch.path(), params).await.unwrap();
         manager.stop().await;
-        Store::open(scratch.path()).unwrap().1
+        Store::open(scratch.path(), None).unwrap().1
     });
     let mut state = state_of(&loaded);
     for number in 1..managers {
@@ -107,8 +112,8 @@ fn replica(member: Member, (store, loaded): (Store, Loaded), now: Time) -> Repli
 /// One that begins with a snapshot, in an empty directory.
 fn begin(directory: &Path, member: Member, snapshot: &Snapshot) -> Replica<Ends> {
     let owner = Owner { node: snapshot.membership.peers[&member].node, member };
-    drop(Store::create(directory, owner, snapshot).unwrap());
-    replica(member, Store::open(directory).unwrap(), Time::default())
+    drop(Store::create(directory, owner, snapshot, &Lock::default()).unwrap());
+    replica(member, Store::open(directory, None).unwrap(), Time::default())
 }
 
 fn network(name: &str, label: &str) -> Command {
@@ -143,7 +148,7 @@ impl Alone {
         let member = *snapshot.membership.voters.first().unwrap();
         let owner = Owner { node: snapshot.membership.peers[&member].node, member };
         // Not opened again: a fresh store is on a disk that can fail.
-        let store = Store::create(&directory, owner, snapshot).unwrap();
+        let store = Store::create(&directory, owner, snapshot, &Lock::default()).unwrap();
         let snapshot = snapshot.clone();
         let hard = crate::raft::HardState { term: snapshot.position.term, vote: None };
         let loaded = Loaded { owner, hard, snapshot, entries: Vec::new() };
@@ -161,7 +166,7 @@ impl Alone {
     fn command(&self, number: u64) -> Command {
         let phase = |phase| self.replica.shell.state.ring.phase(phase).map(|held| held.epoch);
         match number {
-            2 => Command::Activate { epoch: phase(EpochPhase::Next).unwrap() },
+            2 => Command::Activate { epoch: phase(EpochPhase::Next).unwrap(), late: false },
             3 => Command::Retire { epoch: phase(EpochPhase::Previous).unwrap() },
             4 => Command::DrawNext { master: Key32::new([7; 32]) },
             _ => network(&format!("net{number}"), ""),
@@ -189,7 +194,7 @@ impl Alone {
         let crashed = self.scratch.path().join("crashed");
         copy(&self.directory, &crashed);
         let raw = std::fs::read(crashed.join(STORE_FILE)).unwrap();
-        let (_, loaded) = Store::open(&crashed).unwrap_or_else(|error| panic!("{what}: {error}"));
+        let (_, loaded) = Store::open(&crashed, None).unwrap_or_else(|error| panic!("{what}: {error}"));
         let state = state_of(&loaded);
         for number in (0..self.done).filter(|number| !(2..=4).contains(number)) {
             let name = format!("net{number}");
@@ -250,7 +255,10 @@ fn survives(snapshot: &Snapshot, step: u64, again: Option<u64>) -> (bool, bool) 
     let Alone { directory, replica, scratch: _scratch, .. } = alone;
     drop(replica);
     assert_eq!(std::fs::read(directory.join(KEY_FILE)).unwrap().len(), b"formic at-rest 1".len() + 32, "{what}: a key");
-    assert!(*state_of(&Store::open(&directory).unwrap().1).to_bytes().unwrap() == *state, "{what}: after a restart");
+    assert!(
+        *state_of(&Store::open(&directory, None).unwrap().1).to_bytes().unwrap() == *state,
+        "{what}: after a restart"
+    );
     (true, failed_again)
 }
 
@@ -365,7 +373,7 @@ fn a_leader_that_leaves_is_followed_at_once() {
         assert!(has(&swarm), "what was proposed before is committed");
         // It is started again.
         swarm.replicas.remove(&leader);
-        let again = replica(leader, Store::open(&swarm.directory(leader)).unwrap(), swarm.now);
+        let again = replica(leader, Store::open(&swarm.directory(leader), None).unwrap(), swarm.now);
         swarm.replicas.insert(leader, again);
         let all_know = |swarm: &Swarm3| swarm.replicas[&leader].raft.lead().leader == Some(next);
         swarm.until("it follows", 5 * SECOND, all_know);
@@ -405,7 +413,7 @@ fn one_that_misses_a_hundred_thousand_entries_catches_up_in_bounded_pieces() {
     let state = swarm.replicas[&leader].shell.state.to_bytes().unwrap().len();
     swarm.pieces = 0;
     let start = Instant::now();
-    let late = replica(away, Store::open(&swarm.directory(away)).unwrap(), swarm.now);
+    let late = replica(away, Store::open(&swarm.directory(away), None).unwrap(), swarm.now);
     swarm.replicas.insert(away, late);
     let behind = swarm.replicas[&leader].shell.state.index - swarm.replicas[&away].shell.state.index;
     assert!(behind >= MISSED);
