@@ -101,6 +101,11 @@ pub struct Lane {
 }
 
 impl Lane {
+    /// Whether Formic carries the packets.
+    pub fn is_formic(&self) -> bool {
+        self.name.starts_with(FORMIC)
+    }
+
     /// What connections begin with at both ends. `iperf3 --congestion` changes it only once they are made, and what BBR
     /// has begun stays paced by a timer whatever comes after.
     fn begin_unpaced(&self) -> Result<()> {
