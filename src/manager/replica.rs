@@ -238,7 +238,8 @@ impl<S: Shell> Replica<S> {
             Some(save) if save.snapshot.is_some() => save.clone(),
             _ => self.whole()?,
         };
-        if let Err(error) = self.shell.save(&save).and_then(|()| self.follow_lock()) {
+        // The lock first: the fresh at-rest key is on the disk under no other one.
+        if let Err(error) = self.follow_lock().and_then(|()| self.shell.save(&save)) {
             self.stalled = Some(stalled);
             return Err(error);
         }

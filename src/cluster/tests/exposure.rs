@@ -43,7 +43,7 @@ fn the_masters_that_it_knew_give_way() {
     assert!(!known.contains(&next.epoch) && *next.master.expose() == [50; 32], "a number is never used again");
     assert_eq!(next.participants.len(), 4, "the former manager is a node still");
     let due = ring::RingClock { age_secs: 0, request_secs: u64::from(ring::REMOVAL_DEADLINE_SECS) };
-    assert_eq!(ring::plan(&swarm.state, due), [ring::RingStep::Activate(next.epoch)], "soon, whoever is late");
+    assert_eq!(ring::plan(&swarm.state, due), [ring::RingStep::ActivateLate(next.epoch)], "soon, whoever is late");
     // Twice is once: the planner of a new leader may not have seen it yet.
     let before = swarm.state.ring.epochs.len();
     assert_eq!(swarm.ok(Command::ReplaceMasters { master: key(51) }), []);
@@ -71,7 +71,7 @@ fn the_authority_and_the_tokens_that_it_knew_give_way() {
     swarm.ok(Command::FinishRootRotation);
     for _ in 0..2 {
         let next = swarm.state.ring.phase(EpochPhase::Next).unwrap().epoch;
-        swarm.ok(Command::Activate { epoch: next, late: false });
+        swarm.ok(Command::Activate { epoch: next, late: true });
         swarm.ok(Command::DrawNext { master: key(60) });
     }
     assert!(swarm.state.authority_is_exposed());

@@ -6,9 +6,10 @@ use super::*;
 use crate::cluster::{Entry, Lock, NodeState, Reply};
 use crate::manager::disk::failing;
 use crate::manager::handle::ManagerError;
+use crate::manager::lock::KeyFile;
 use crate::manager::members;
 use crate::manager::replica::{Replica, Shell, Verdict};
-use crate::manager::store::{KEY_FILE, Loaded, Owner, STORE_FILE, Store, testing};
+use crate::manager::store::{Loaded, Owner, STORE_FILE, Store, testing};
 use crate::raft::{
     Consensus as _, Lead, MAX_APPEND_BYTES, MAX_APPEND_ENTRIES, MAX_PIECE_BYTES, Member, Membership, Message, Payload,
     Peer, Position, Raft, Save, Settings, Snapshot, Timing,
@@ -229,7 +230,7 @@ fn survives(snapshot: &Snapshot, step: u64, again: Option<u64>) -> (bool, bool) 
     }
     if failed_again {
         // A third time, once the keys are written and nothing else: the file in place must still open.
-        failing::fail_after(&alone.directory, 2);
+        failing::fail_after(&alone.directory, 1);
         assert!(alone.replica.resume().is_err(), "{what}");
         alone.check_disk(&what, &retired);
     }
@@ -254,7 +255,7 @@ fn survives(snapshot: &Snapshot, step: u64, again: Option<u64>) -> (bool, bool) 
     let state = alone.replica.shell.state.to_bytes().unwrap();
     let Alone { directory, replica, scratch: _scratch, .. } = alone;
     drop(replica);
-    assert_eq!(std::fs::read(directory.join(KEY_FILE)).unwrap().len(), b"formic at-rest 1".len() + 32, "{what}: a key");
+    assert_eq!(KeyFile::read(&directory, None).unwrap().1.len(), 1, "{what}: a key");
     assert!(
         *state_of(&Store::open(&directory, None).unwrap().1).to_bytes().unwrap() == *state,
         "{what}: after a restart"
