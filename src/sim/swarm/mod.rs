@@ -289,6 +289,15 @@ impl Swarm {
         Command::CreateService { id, spec }
     }
 
+    /// A service on nodes that meet this condition.
+    fn bound_service(&mut self, name: &str, replicas: u64, network: NetworkId, constraint: &str) -> Command {
+        let mut command = self.service(name, replicas, &[network]);
+        if let Command::CreateService { spec, .. } = &mut command {
+            spec.placement.constraints = vec![constraint.parse().expect("a constraint")];
+        }
+        command
+    }
+
     #[cfg(test)]
     fn create_service(&mut self, name: &str, replicas: u64, networks: &[NetworkId]) -> ServiceId {
         let command = self.service(name, replicas, networks);

@@ -219,9 +219,7 @@ fn a_node_without_managers_follows_the_activation_by_gossip() {
 fn sleep_through(rotations: u64, planted: Planted) {
     let (seed, sleeper) = (220 + rotations, 4);
     let (mut swarm, network) = settle(Swarm::new(seed, Setup { planted, ..setup(5, weather(0.05), spec(3600)) }));
-    let mut command = swarm.service("bound", 1, &[network]);
-    let Command::CreateService { spec, .. } = &mut command else { unreachable!("it is one") };
-    spec.placement.constraints = vec![format!("node.hostname==host{sleeper}").parse().expect("a constraint")];
+    let command = swarm.bound_service("bound", 1, network, &format!("node.hostname==host{sleeper}"));
     swarm.command(command).expect("a new service");
     assert!(swarm.run_until(10 * SECOND, |swarm| swarm.is_settled()).is_some());
     swarm.cut_session(sleeper, true);
@@ -303,7 +301,7 @@ fn only_nodes_with_a_task_hold_the_key_of_a_network() {
     assert!(swarm.unreachable(5 * SECOND).is_empty());
 }
 
-/// The long days in a hundredth of their length; `tools/simulate --days` runs them whole.
+/// The long days in little more than a hundredth of their length; `tools/simulate --days` runs them whole.
 #[test]
 fn rotations_keep_their_time_under_restless_leaders_and_after_a_time_without_managers() {
     day(251, 600 * SECOND, Planted::Nothing);
