@@ -13,7 +13,7 @@ const MAX_TOKEN_BYTES: u64 = 4096;
 /// The control port where none is given.
 const CONTROL_PORT: u16 = 2377;
 
-/// Joins a swarm as a worker.
+/// Joins a swarm: as worker or manager, as the token says.
 #[derive(FromArgs, ArgsInfo, Debug)]
 #[argh(subcommand, name = "join")]
 pub(super) struct Join {
