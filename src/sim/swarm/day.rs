@@ -22,13 +22,15 @@ pub fn day(seed: u64, interval: Duration, planted: Planted) -> Report {
     let nodes = MANAGERS + WORKERS;
     let mut swarm = Swarm::new(seed, Setup { nodes, managers: MANAGERS, faults, spec, planted });
     let network = swarm.create_network("net", true);
-    // Tasks of managers move away when they die; those of the others stay.
-    let services = [
-        swarm.service("web", nodes as u64, &[network]),
-        swarm.bound_service("steady", WORKERS as u64, network, "node.role==worker"),
-    ];
+    let service = swarm.service("web", nodes as u64, &[network]);
     expect(&mut swarm, "sessions", MINUTE, |swarm| swarm.are_in_touch());
-    services.into_iter().for_each(|service| drop(swarm.command(service).expect("a service")));
+    swarm.command(service).expect("a service");
+    // Tasks of managers move when they die: two that stay, on two nodes.
+    for worker in MANAGERS..nodes {
+        let constraint = format!("node.hostname==host{worker}");
+        let service = swarm.bound_service(&format!("steady{worker}"), 1, network, &constraint);
+        swarm.command(service).expect("a service");
+    }
     expect(&mut swarm, "running tasks", MINUTE, Swarm::is_settled);
     restless(&mut swarm, interval * 2);
     alone(&mut swarm, interval * 2);
