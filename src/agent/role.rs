@@ -77,7 +77,9 @@ impl Node {
         if let Some(manager) = runtime.manager.swap(None) {
             manager.stop().await;
         }
+        // The key file that goes has what opens the node's own key.
         self.inner.environment.store.drop_seal();
+        self.inner.environment.store.save_identity(&runtime.identity.load())?;
         self.remove_manager_state()
     }
 
