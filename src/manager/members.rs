@@ -13,11 +13,11 @@ const CAUGHT_UP_ENTRIES: u64 = 64;
 const LATELY: Duration = Duration::from_secs(1);
 
 /// What the leader does next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Step {
     Change(Change),
-    /// The leader itself is to go: another one leads first.
-    HandOver,
+    /// The leader itself is to go: one of these, who stay and were heard lately, leads first.
+    HandOver(Vec<Member>),
 }
 
 /// The members as the replicated state keeps them.
@@ -69,6 +69,12 @@ pub(super) fn plan(state: &State, raft: &Raft, now: Time) -> Option<Step> {
     let silent = leaving.clone().filter(|member| !heard(*member));
     match silent.chain(leaving.clone()).find(possible) {
         Some(member) => Some(Step::Change(Change::Remove(member))),
-        None => leaving.any(|member| member == raft.member()).then_some(Step::HandOver),
+        // Not to another one that is to go: the two would pass the lead to each other.
+        None if leaving.any(|member| member == raft.member()) => {
+            let stays = |voter: &Member| wanted.contains_key(voter) && heard(*voter);
+            let heirs: Vec<Member> = membership.voters.iter().copied().filter(stays).collect();
+            (!heirs.is_empty()).then_some(Step::HandOver(heirs))
+        }
+        None => None,
     }
 }

@@ -151,7 +151,7 @@ impl<S: Shell> Replica<S> {
             self.raft.handle_timeout(now);
         }
         self.carry_out_all()?;
-        if self.leaving && self.raft.hand_over(now) {
+        if self.leaving && self.raft.hand_over(now, |_| true) {
             self.carry_out_all()?;
         }
         if self.members_at <= now {
@@ -216,7 +216,7 @@ impl<S: Shell> Replica<S> {
     /// lead, if this one did, and who waits is told why.
     pub(crate) fn pause(&mut self, why: &ManagerError, now: Time) {
         // What was saved before is enough for that word.
-        if let Some((to, message)) = self.raft.heir(now) {
+        if let Some((to, message)) = self.raft.heir(now, |_| true) {
             self.shell.send(to, message);
         }
         self.raft.resign(now);
@@ -366,8 +366,8 @@ impl<S: Shell> Replica<S> {
         let step = self.shell.with(|state| members::plan(state, &self.raft, now));
         let result = match step {
             None => return,
-            Some(members::Step::HandOver) => {
-                self.raft.hand_over(now);
+            Some(members::Step::HandOver(heirs)) => {
+                self.raft.hand_over(now, |member| heirs.contains(&member));
                 Ok(())
             }
             Some(members::Step::Change(change)) => {

@@ -239,25 +239,26 @@ impl Raft {
         }
     }
 
-    /// Who could follow this leader at once, and the word that makes it stand for election: of the voters that were
-    /// heard lately the one with the newest log. It has all that is committed, since some voter besides the leader has.
-    pub fn heir(&self, now: Time) -> Option<(Member, Message)> {
+    /// Who could follow this leader at once, and the word that makes it stand for election: of the voters `among` these
+    /// that were heard lately the one with the newest log. Among all it has all that is committed, since some voter
+    /// besides the leader has.
+    pub fn heir(&self, now: Time, among: impl Fn(Member) -> bool) -> Option<(Member, Message)> {
         let lately = |heard: Time| now.since(heard) < self.settings.timing.election;
         let fit = |member: &Member| {
             let progress = self.progress(*member).filter(|progress| lately(progress.heard))?;
             Some((progress.matched, *member))
         };
-        let (_, heir) = self.membership().voters.iter().filter_map(fit).max()?;
+        let (_, heir) = self.membership().voters.iter().filter(|member| among(**member)).filter_map(fit).max()?;
         Some((heir, Message::Campaign { term: self.term() }))
     }
 
-    /// Asks the heir to stand for election now. False when there is none that has the whole log: another voter could
-    /// have more than it, and not vote for it.
-    pub fn hand_over(&mut self, now: Time) -> bool {
+    /// Asks the heir among these to stand for election now. False when there is none that has the whole log: another
+    /// voter could have more than it, and not vote for it.
+    pub fn hand_over(&mut self, now: Time, among: impl Fn(Member) -> bool) -> bool {
         self.tick(now);
         let last = self.last().index;
         let whole = |heir: &(Member, Message)| self.progress(heir.0).is_some_and(|progress| progress.matched == last);
-        let heir = self.heir(now).filter(whole);
+        let heir = self.heir(now, among).filter(whole);
         let found = heir.is_some();
         self.outbox.extend(heir);
         found

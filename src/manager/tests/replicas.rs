@@ -381,6 +381,44 @@ fn a_leader_that_leaves_is_followed_at_once() {
     }
 }
 
+#[test]
+fn two_that_are_to_go_do_not_pass_the_lead_to_each_other() {
+    let mut swarm = Swarm3::new();
+    swarm.until("a leader", 10 * SECOND, |swarm| swarm.leader().is_some());
+    let leader = swarm.leader().unwrap();
+    let silent = *swarm.replicas.keys().find(|member| **member != leader).unwrap();
+    swarm.replicas.remove(&silent);
+    swarm.until("it counts as silent", 3 * SECOND, {
+        let until = swarm.now + 2 * SECOND;
+        move |swarm| swarm.now >= until
+    });
+    for (number, member) in swarm.replicas.keys().copied().collect::<Vec<_>>().into_iter().enumerate() {
+        let now = swarm.now;
+        let replica = swarm.replicas.get_mut(&leader).unwrap();
+        let node = replica.shell.state.nodes.values().find(|node| node.seat == member.0).unwrap();
+        let demote = Command::UpdateNode {
+            node: node.id,
+            version: node.version,
+            role: Role::Worker,
+            availability: node.availability,
+            labels: node.labels.clone(),
+        };
+        replica.propose(demote, UnixTime(0), number as u64, now);
+    }
+    let managers = |state: &State| state.nodes.values().filter(|node| node.role == Role::Manager).count();
+    let demoted = |swarm: &Swarm3| swarm.replicas.values().all(|it| managers(&it.shell.state) == 1);
+    swarm.until("both are demoted", SECOND, demoted);
+    let term = swarm.replicas[&leader].raft.lead().term;
+    let until = swarm.now + 5 * SECOND;
+    swarm.until("5 s", 6 * SECOND, |swarm| swarm.now >= until);
+    assert_eq!(swarm.leader(), Some(leader), "nobody else could do better");
+    assert_eq!(swarm.replicas[&leader].raft.lead().term, term);
+    let late = replica(silent, Store::open(&swarm.directory(silent), None).unwrap(), swarm.now);
+    swarm.replicas.insert(silent, late);
+    let alone = |swarm: &Swarm3| swarm.replicas[&silent].raft.membership().voters.iter().eq([&silent]);
+    swarm.until("the one that stays is the only one", 10 * SECOND, alone);
+}
+
 /// Entries that a manager misses.
 const MISSED: u64 = 100_000;
 /// Commands that are made durable together.

@@ -279,7 +279,7 @@ impl Chaos {
     fn hand_over(&mut self, swarm: &mut Swarm) {
         let Some(leader) = swarm.leading_node() else { return };
         let now = swarm.local(leader);
-        let asked = swarm.nodes[leader].manager.as_mut().is_some_and(|it| it.replica.raft.hand_over(now));
+        let asked = swarm.nodes[leader].manager.as_mut().is_some_and(|it| it.replica.raft.hand_over(now, |_| true));
         if asked {
             self.count("lead handed over");
             swarm.turn_manager(leader);

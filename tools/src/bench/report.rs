@@ -83,7 +83,7 @@ pub fn json(samples: &Samples, settings: Value) -> Value {
     json!({ "settings": settings, "samples": samples_json, "goals": goals_json })
 }
 
-/// Adds the values of what [`json`] made.
+/// Adds the values of what [`json()`] made.
 pub fn read_json(text: &str, samples: &mut Samples) -> Option<()> {
     let report: Value = serde_json::from_str(text).ok()?;
     for sample in report["samples"].as_array()? {
