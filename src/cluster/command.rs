@@ -327,8 +327,6 @@ pub enum Reply {
 pub enum Effect {
     /// A master no longer exists: compact log and snapshots, and replace the at-rest key.
     Compact,
-    /// The managers' files are to be locked with another key, or with none. Comes before the compaction.
-    Lock,
     /// End this node's session at once.
     EndSession(NodeId),
 }

@@ -45,6 +45,6 @@ impl State {
     /// With a new at-rest key, too: what the former lock was on shall open nothing any more.
     fn lock_with(&mut self, key: Option<Zeroizing<[u8; 32]>>) -> Vec<Effect> {
         self.cluster.lock = Lock { key, since: self.index };
-        vec![Effect::Lock, Effect::Compact]
+        vec![Effect::Compact]
     }
 }

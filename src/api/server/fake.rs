@@ -43,6 +43,8 @@ struct Inner {
     /// Images of tasks that do not come up.
     broken_image: &'static str,
     drawn: AtomicU64,
+    /// The leader changes while the next so many commands are told.
+    changing: AtomicU64,
 }
 
 impl Fake {
@@ -64,7 +66,13 @@ impl Fake {
             images: Mutex::new(Vec::new()),
             broken_image: "broken:latest",
             drawn: AtomicU64::new(1),
+            changing: AtomicU64::new(0),
         }))
+    }
+
+    /// The leader changes while the next so many commands are told: they are lost.
+    pub(crate) fn change_leaders(&self, times: u64) {
+        self.0.changing.store(times, Ordering::Relaxed);
     }
 
     /// The manager of a swarm of two: itself (`ant-1`) and a worker that never spoke (`ant-2`).
@@ -296,7 +304,9 @@ impl Backend for Fake {
     }
 
     fn propose(&self, command: Command) -> Answer<'_, Result<Reply, ManagerError>> {
-        ready(self.apply(command))
+        let lost =
+            self.0.changing.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
+        ready(if lost { Err(ManagerError::LeadLost) } else { self.apply(command) })
     }
 
     fn new_root(&self) -> Result<NewRoot, ManagerError> {

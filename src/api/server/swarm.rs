@@ -13,6 +13,7 @@ use hyper::StatusCode;
 use ipnet::IpNet;
 use serde_json::Value;
 use std::sync::Arc;
+use std::time::Duration;
 use zeroize::Zeroizing;
 
 /// Nanoseconds, in which Docker's API counts durations, of a second.
@@ -234,6 +235,9 @@ pub(super) async fn update(backend: &dyn Backend, request: &Request) -> Result<r
     Ok(respond::empty(StatusCode::OK))
 }
 
+/// Pause before the managers are told again that an unlock key was shown.
+const UNLOCK_KEY_RETRY: Duration = Duration::from_secs(1);
+
 /// Shows the unlock key. The managers lock their files with it when it has been shown.
 pub(super) fn unlock_key(context: &Arc<Context>) -> Result<respond::Response, ApiError> {
     let state = manager_state(&*context.backend)?;
@@ -242,10 +246,15 @@ pub(super) fn unlock_key(context: &Arc<Context>) -> Result<respond::Response, Ap
     };
     if state.cluster.next_unlock_key.is_some() {
         let (own, key) = (context.clone(), key.clone());
-        // It begins when this answer has been written.
+        // It begins when this answer has been written. Whatever becomes of the leader meanwhile, the files do not stay open.
         let job = async move {
-            if let Err(error) = own.backend.propose(Command::UnlockKeySeen { key }).await {
-                tracing::warn!(%error, "the managers are not locked yet: show the unlock key once more");
+            let is_next = |state: &State| state.cluster.next_unlock_key.as_ref() == Some(&key);
+            while manager_state(&*own.backend).is_ok_and(|state| is_next(&state)) {
+                match own.backend.propose(Command::UnlockKeySeen { key: key.clone() }).await {
+                    Ok(_) => return,
+                    Err(error) => tracing::warn!(%error, "the managers are not locked yet: trying again"),
+                }
+                smol::Timer::after(UNLOCK_KEY_RETRY).await;
             }
         };
         let waiting = context.jobs.try_send(Box::pin(job));

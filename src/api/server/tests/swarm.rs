@@ -306,6 +306,8 @@ fn a_locked_manager_wants_its_key_and_nothing_else() {
     assert_eq!(api.get("/swarm")["Spec"]["EncryptionConfig"], json!({"AutoLockManagers": true}));
     // Nobody has seen the key yet: a manager that ends now must be able to start again.
     assert!(api.fake.current().cluster.lock.key.is_none());
+    // Whatever becomes of the leader meanwhile, once it was shown the managers lock.
+    api.fake.change_leaders(2);
     let first = seen_key(&api);
     assert!(api.fake.current().cluster.lock.key.is_some());
     assert_eq!(update(true, "").0, 200);
