@@ -1,9 +1,10 @@
-//! AES-256-GCM over buffers in place, by one of two libraries: aws-lc, and the portable `aes-gcm`, which is its oracle
-//! and takes its place if it fails the test at the start ([`CipherReport::select`]).
+//! AES-GCM over buffers in place, by one of two libraries: aws-lc, and the portable `aes-gcm`, which is its oracle
+//! and takes its place if it fails the test at the start ([`CipherReport::select`]). Formic's own keys have 256 bits; 128 are for keys that came
+//! from elsewhere, by aws-lc alone.
 
 use crate::types::Key32;
 use aes_gcm::aead::{AeadInOut, KeyInit};
-use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 
 /// Octets of a nonce.
 pub(super) const NONCE_LEN: usize = 12;
@@ -29,7 +30,7 @@ impl CipherLibrary {
     }
 }
 
-/// An expanded AES-256-GCM key. The caller answers for nonces that never repeat.
+/// An expanded AES-GCM key. The caller answers for nonces that never repeat.
 pub struct PacketCipher(Library);
 
 enum Library {
@@ -52,6 +53,12 @@ impl PacketCipher {
             Some(unbound) => PacketCipher(Library::AwsLc(LessSafeKey::new(unbound))),
             None => PacketCipher(Library::RustCrypto(Box::new(aes_gcm::Aes256Gcm::new(key.expose().into())))),
         }
+    }
+
+    /// A key of 128 bits; `None` when the library refuses.
+    pub(super) fn of_128_bits(key: &[u8; 16]) -> Option<PacketCipher> {
+        let unbound = UnboundKey::new(&AES_128_GCM, key).ok()?;
+        Some(PacketCipher(Library::AwsLc(LessSafeKey::new(unbound))))
     }
 
     /// Encrypts `body` in place and returns the tag over `aad` and it.

@@ -9,6 +9,8 @@ pub const HARD_LIMIT_PACKETS: u64 = 1 << 40;
 /// Hands out 1, 2, 3, ... once each. No Clone, no reset, no serialisation: a copy would repeat a nonce.
 pub struct PacketCounter {
     used: u64,
+    /// How many there are.
+    limit: u64,
 }
 
 /// What a [`PacketCounter`] says to the next packet.
@@ -19,24 +21,23 @@ pub enum CounterAnswer {
     Fine(u64),
     /// The packet's number; it is the one that reaches [`SOFT_LIMIT_PACKETS`]. Said once.
     SoftLimit(u64),
-    /// [`HARD_LIMIT_PACKETS`] were sent: no number, ever again.
+    /// All were given out, [`HARD_LIMIT_PACKETS`] of an SA of Formic's: no number, ever again.
     Exhausted,
 }
 
 impl PacketCounter {
     pub(super) fn new() -> PacketCounter {
-        PacketCounter { used: 0 }
+        PacketCounter::after(0, HARD_LIMIT_PACKETS)
     }
 
-    /// A counter that has already given out `used` numbers.
-    #[cfg(test)]
-    pub(super) fn with_counter(used: u64) -> PacketCounter {
-        PacketCounter { used }
+    /// A counter that has already given out `used` numbers of `limit`: for keys that came from elsewhere, and tests.
+    pub(super) fn after(used: u64, limit: u64) -> PacketCounter {
+        PacketCounter { used, limit }
     }
 
     /// Takes the next number. It counts as used, whatever becomes of the packet.
     pub(super) fn draw(&mut self) -> CounterAnswer {
-        if self.used >= HARD_LIMIT_PACKETS {
+        if self.used >= self.limit {
             return CounterAnswer::Exhausted;
         }
         self.used += 1;

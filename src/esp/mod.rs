@@ -23,6 +23,7 @@ mod aead;
 mod counter;
 mod database;
 mod drop;
+pub mod external;
 mod replay;
 mod sa;
 mod schedule;
@@ -35,7 +36,7 @@ pub use database::{
 };
 pub use drop::EspDrop;
 pub use replay::{Fresh, REPLAY_WINDOW_PACKETS, ReplayWindow};
-pub use sa::{HEADROOM, InboundSa, Opened, OutboundSa, SaTraffic, Sealed, TAILROOM};
+pub use sa::{HEADROOM, InboundSa, Numbering, Opened, OutboundSa, SaTraffic, Sealed, TAILROOM};
 pub use schedule::{SaIdentity, SaKeys, gossip_key, network_key, queue_of, spi};
 
 #[cfg(test)]

@@ -34,6 +34,21 @@ impl Default for ReplayWindow {
 }
 
 impl ReplayWindow {
+    /// A window in which all through `highest` was received.
+    pub(super) fn after(highest: u64) -> ReplayWindow {
+        let mut window = ReplayWindow { highest, ..ReplayWindow::default() };
+        window.close_past();
+        window
+    }
+
+    /// The sequence number whose low half a packet shows (RFC 4303, appendix A2.2): the only one that is not older than
+    /// the window and less than 2^32 above its lower end. A wrong guess fails the verification.
+    pub(super) fn extend(&self, low: u32) -> Result<u64, EspDrop> {
+        let bottom = i128::from(self.highest) - i128::from(REPLAY_WINDOW_PACKETS) + 1;
+        let above = low.wrapping_sub(bottom as u32);
+        u64::try_from(bottom + i128::from(above)).map_err(|_| EspDrop::TooOld)
+    }
+
     /// Whether a packet with this number may still be accepted. Changes nothing: the packet is not verified yet.
     pub fn check(&self, sequence: u64) -> Result<Fresh, EspDrop> {
         if sequence == 0 {

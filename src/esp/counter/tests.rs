@@ -12,7 +12,7 @@ fn numbers_start_at_one() {
 
 #[test]
 fn nothing_happens_at_2_to_the_32() {
-    let mut counter = PacketCounter::with_counter(u64::from(u32::MAX) - 1);
+    let mut counter = PacketCounter::after(u64::from(u32::MAX) - 1, HARD_LIMIT_PACKETS);
     for expected in [0xffff_ffff, 0x1_0000_0000, 0x1_0000_0001] {
         assert_eq!(counter.draw(), CounterAnswer::Fine(expected));
     }
@@ -20,7 +20,7 @@ fn nothing_happens_at_2_to_the_32() {
 
 #[test]
 fn the_soft_limit_is_said_once() {
-    let mut counter = PacketCounter::with_counter(SOFT_LIMIT_PACKETS - 2);
+    let mut counter = PacketCounter::after(SOFT_LIMIT_PACKETS - 2, HARD_LIMIT_PACKETS);
     assert_eq!(counter.draw(), CounterAnswer::Fine(SOFT_LIMIT_PACKETS - 1));
     assert_eq!(counter.draw(), CounterAnswer::SoftLimit(SOFT_LIMIT_PACKETS));
     assert_eq!(counter.draw(), CounterAnswer::Fine(SOFT_LIMIT_PACKETS + 1));
@@ -28,7 +28,7 @@ fn the_soft_limit_is_said_once() {
 
 #[test]
 fn the_hard_limit_is_final() {
-    let mut counter = PacketCounter::with_counter(HARD_LIMIT_PACKETS - 1);
+    let mut counter = PacketCounter::after(HARD_LIMIT_PACKETS - 1, HARD_LIMIT_PACKETS);
     assert_eq!(counter.draw(), CounterAnswer::Fine(HARD_LIMIT_PACKETS));
     for _ in 0..3 {
         assert_eq!(counter.draw(), CounterAnswer::Exhausted);

@@ -110,3 +110,29 @@ fn a_number_that_did_not_verify_leaves_no_trace() {
     assert_eq!(window.highest(), 5);
     assert!(window.check(4).is_ok());
 }
+
+/// RFC 4303, appendix A2.2, as it stands there.
+fn extend_by_the_rfc(highest: u64, low: u32) -> Option<u64> {
+    const WINDOW: u32 = REPLAY_WINDOW_PACKETS as u32;
+    let (high, top) = ((highest >> 32) as u32, highest as u32);
+    let bottom = top.wrapping_sub(WINDOW - 1);
+    let high = match (top >= WINDOW - 1, low >= bottom) {
+        (true, true) | (false, false) => high,
+        (true, false) => high.checked_add(1)?,
+        (false, true) => high.checked_sub(1)?,
+    };
+    Some(u64::from(high) << 32 | u64::from(low))
+}
+
+#[test]
+fn extended_numbers_are_concluded_as_the_rfc_says() {
+    let near =
+        [0u32, 1, 4095, 8190, 8191, 8192, 8193, 1 << 31, u32::MAX - 8192, u32::MAX - 8191, u32::MAX - 1, u32::MAX];
+    for high in [0u64, 1, 7, u64::from(u32::MAX)] {
+        for (top, low) in near.iter().flat_map(|&top| near.map(|low| (top, low))) {
+            let highest = high << 32 | u64::from(top);
+            let window = ReplayWindow { highest, ..ReplayWindow::default() };
+            assert_eq!(window.extend(low).ok(), extend_by_the_rfc(highest, low), "{highest:#x} {low:#x}");
+        }
+    }
+}
