@@ -4,6 +4,7 @@
 //! - [`Topology`]: hosts on one bridge, made for one test and gone with it.
 //! - [`Host`]: one of them: commands, its daemon, its API.
 //! - [`Swarm`]: a topology whose daemons are in one swarm; networks, services, tasks.
+//! - [`Guest`]: a machine of its own, with another kernel.
 //! - [`managers`]: several managers: terms, the key ring, whether all show the same.
 //! - [`capture`]: what passes on a wire. [`traffic`]: pings and streams. [`attack`]: datagrams that nobody asked for.
 //! - [`wait_until`]: no test sleeps and hopes.
@@ -16,6 +17,7 @@ pub mod api;
 pub mod attack;
 pub mod binary;
 pub mod capture;
+pub mod guest;
 pub mod host;
 pub mod managers;
 pub mod process;
@@ -26,6 +28,7 @@ pub mod wait;
 
 pub use binary::formic;
 pub use capture::{Capture, Packet};
+pub use guest::Guest;
 pub use host::Host;
 pub use managers::Ring;
 pub use process::Finished;

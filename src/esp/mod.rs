@@ -7,6 +7,8 @@
 //!                          -> replay mark -> trailer
 //! ```
 //!
+//! [`external`] is the same with keys that came from elsewhere, to talk to other implementations in tests.
+//!
 //! It is not: the policy for what an inner packet may be (`overlay`), the decision which SAs exist and which one
 //! sends (`keys`), the sockets (`dataplane`).
 //!
