@@ -257,11 +257,11 @@ impl Shell for Ends {
     }
 
     fn follow_lock(&mut self, lock: &Lock) -> Result<(), ManagerError> {
-        let changed = self.store.follow_lock(lock)?;
-        if let Some(seal) = &changed {
-            tracing::info!(locked = seal.is_locked(), "this manager's files have another lock");
-        }
-        Ok(self.seals.tell(changed).map_err(StoreError::Node)?)
+        let Some(seal) = self.store.next_seal(lock) else { return Ok(self.seals.catch_up()?) };
+        let locked = seal.is_locked();
+        self.seals.change(seal, || self.store.follow_lock(lock).map(drop))?;
+        tracing::info!(locked, "this manager's files have another lock");
+        Ok(())
     }
 
     fn send(&mut self, to: Member, message: Message) {

@@ -12,11 +12,11 @@ use super::peers::Peers;
 use super::session::Sessions;
 use super::store::{Loaded, Owner, Store, StoreError};
 use super::tasks::TaskSet;
-use super::{fork, forward, members, planner, random, wall_clock};
+use super::{fork, forward, members, planner, random, replica, wall_clock};
 #[cfg(test)]
 use crate::cluster::CertificateAuthority;
 use crate::cluster::{Command, Entry, NewRoot, NewTokens, Refusal, Reply, State};
-use crate::raft::{HardState, MAX_SNAPSHOT_BYTES, Member, Membership, Payload, Peer, Position, Snapshot};
+use crate::raft::{HardState, MAX_SNAPSHOT_BYTES, Member, Membership, Payload, Peer, Position, Save, Snapshot};
 use crate::tls::Identity;
 use crate::types::{Availability, ClusterId, ClusterSpec, Fork, Key32, NodeAddresses, NodeId, Role, UnlockKey};
 use crate::wire::control::Joined;
@@ -149,7 +149,7 @@ impl Manager {
     /// Opens the state with the unlock key, should it be locked.
     pub async fn unlock(directory: &Path, unlock: Option<UnlockKey>) -> Result<Manager, ManagerError> {
         let directory = directory.to_owned();
-        let (store, loaded) = smol::unblock(move || Store::open(&directory, unlock.as_ref())).await?;
+        let (store, loaded) = smol::unblock(move || reopen(&directory, unlock.as_ref())).await?;
         Manager::start(store, loaded)
     }
 
@@ -178,12 +178,9 @@ impl Manager {
         Manager::start(store, loaded)
     }
 
-    fn start(mut store: Store, loaded: Loaded) -> Result<Manager, ManagerError> {
+    fn start(store: Store, loaded: Loaded) -> Result<Manager, ManagerError> {
         let Owner { node, member } = loaded.owner;
-        let state = State::from_bytes(loaded.snapshot.data.bytes());
-        let state = state.map_err(|error| ManagerError::Broken(error.to_string()))?;
-        // It was taken over, and the manager killed before it followed.
-        store.follow_lock(&state.cluster.lock)?;
+        let state = replica::read(&loaded.snapshot)?;
         let seals = Arc::new(SealWatch::new(store.node_seal()));
         let published = Arc::new(Published::new(state));
         let (sessions, drops, tasks) = (Arc::<Sessions>::default(), Arc::<Drops>::default(), TaskSet::default());
@@ -509,6 +506,21 @@ fn create(directory: &Path, mut params: InitParams) -> Result<(Store, Loaded, Jo
     let joined = Joined { node, cluster, fork, data_path_port, role: Role::Manager, chain: issued.chain };
     let hard = HardState { term: FIRST_TERM, vote: None };
     Ok((store, Loaded { owner, hard, snapshot, entries: Vec::new() }, joined))
+}
+
+/// The store of a manager that ran before. What is read of it may be in the page cache alone: where a write has failed,
+/// the system shows what it could not write, until it starts anew. It is written to a fresh file, under a fresh at-rest
+/// key, before anything is answered from it; and under the lock of the state, which the former one may not have followed.
+fn reopen(directory: &Path, unlock: Option<&UnlockKey>) -> Result<(Store, Loaded), ManagerError> {
+    let (mut store, loaded) = Store::open(directory, unlock)?;
+    store.follow_lock(&replica::read(&loaded.snapshot)?.cluster.lock)?;
+    store.save(&Save {
+        snapshot: Some(loaded.snapshot.clone()),
+        hard: loaded.hard,
+        after: loaded.snapshot.position.index,
+        entries: loaded.entries.clone(),
+    })?;
+    Ok((store, loaded))
 }
 
 /// A store with the state of another manager.

@@ -125,7 +125,16 @@ impl KeyFile {
 
     /// How the node is to keep its private key.
     pub(super) fn node_seal(&self) -> NodeSeal {
-        NodeSeal { key: self.seal.duplicate(), unlock: self.lock.key.clone().map(UnlockKey) }
+        self.seal_under(&self.lock)
+    }
+
+    /// The same once the file follows `lock`; `None` if that is no later word than the one it follows.
+    pub(super) fn next_seal(&self, lock: &Lock) -> Option<NodeSeal> {
+        (lock.since > self.lock.since).then(|| self.seal_under(lock))
+    }
+
+    fn seal_under(&self, lock: &Lock) -> NodeSeal {
+        NodeSeal { key: self.seal.duplicate(), unlock: lock.key.clone().map(UnlockKey) }
     }
 }
 
@@ -202,20 +211,44 @@ impl SealWatch {
         Ok(())
     }
 
-    /// Returns once the node has followed the change, or the one that it could not follow before.
-    pub(super) fn tell(&self, change: Option<NodeSeal>) -> Result<(), String> {
+    /// Has the node and the key file, which `write` replaces, follow a change, in the order in which the node's key is
+    /// never open beside a locked key file, and never sealed beside one that does not have the seal. After an error the
+    /// change is to be tried again; if the file was written, by [`SealWatch::catch_up`].
+    pub(super) fn change(
+        &self,
+        seal: NodeSeal,
+        write: impl FnOnce() -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         let mut watch = self.watch();
-        if let Some(seal) = change {
-            (watch.seal, watch.behind) = (seal, true);
+        if seal.is_locked() {
+            watch.tell(&seal)?;
         }
-        if let (true, Some(follower)) = (watch.behind, &watch.follower) {
-            follower(&watch.seal)?;
-            watch.behind = false;
-        }
-        Ok(())
+        write()?;
+        watch.behind = !seal.is_locked();
+        watch.seal = seal;
+        watch.catch_up()
+    }
+
+    /// Returns once the node has followed the change that it could not follow before, if there is one.
+    pub(super) fn catch_up(&self) -> Result<(), StoreError> {
+        self.watch().catch_up()
     }
 
     fn watch(&self) -> MutexGuard<'_, Watch> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Watch {
+    fn tell(&self, seal: &NodeSeal) -> Result<(), StoreError> {
+        self.follower.as_ref().map_or(Ok(()), |follower| follower(seal)).map_err(StoreError::Node)
+    }
+
+    fn catch_up(&mut self) -> Result<(), StoreError> {
+        if self.behind {
+            self.tell(&self.seal)?;
+            self.behind = false;
+        }
+        Ok(())
     }
 }

@@ -177,12 +177,20 @@ impl<S: Shell> Replica<S> {
     /// In the order that the consensus asks for.
     fn carry_out(&mut self, ready: Ready) -> Result<(), ManagerError> {
         if let Some(save) = &ready.save
-            && let Err(error) = self.shell.save(save)
+            && let Err(error) = self.make_durable(ready.install.as_ref(), save)
         {
             self.stalled = Some(ready);
             return Err(error);
         }
         self.carry_on(ready)
+    }
+
+    /// The lock of a state that is taken over comes first: the fresh at-rest key is on the disk under no other one.
+    fn make_durable(&mut self, install: Option<&Snapshot>, save: &Save) -> Result<(), ManagerError> {
+        if let Some(snapshot) = install {
+            self.shell.follow_lock(&read(snapshot)?.cluster.lock)?;
+        }
+        self.shell.save(save)
     }
 
     /// What follows the save.
@@ -238,8 +246,8 @@ impl<S: Shell> Replica<S> {
             Some(save) if save.snapshot.is_some() => save.clone(),
             _ => self.whole()?,
         };
-        // The lock first: the fresh at-rest key is on the disk under no other one.
-        if let Err(error) = self.follow_lock().and_then(|()| self.shell.save(&save)) {
+        // The lock first, also that of the state as it is applied.
+        if let Err(error) = self.follow_lock().and_then(|()| self.make_durable(stalled.install.as_ref(), &save)) {
             self.stalled = Some(stalled);
             return Err(error);
         }
@@ -258,8 +266,7 @@ impl<S: Shell> Replica<S> {
 
     /// The leader's state takes the place of ours.
     fn install(&mut self, snapshot: &Snapshot) -> Result<(), ManagerError> {
-        let state =
-            State::from_bytes(snapshot.data.bytes()).map_err(|error| ManagerError::Broken(error.to_string()))?;
+        let state = read(snapshot)?;
         tracing::info!(index = state.index, "took over the leader's state");
         self.shell.change(|current| *current = state);
         (self.snapshot, self.bytes) = (snapshot.position, 0);
@@ -397,6 +404,11 @@ impl<S: Shell> Replica<S> {
         self.waiting.clear();
         (self.reads.asked, self.reads.applying) = (BTreeMap::new(), Vec::new());
     }
+}
+
+/// The state in a snapshot.
+pub(super) fn read(snapshot: &Snapshot) -> Result<State, ManagerError> {
+    State::from_bytes(snapshot.data.bytes()).map_err(|error| ManagerError::Broken(error.to_string()))
 }
 
 type Results = Vec<(Position, Result<Reply, Refusal>)>;

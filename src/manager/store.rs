@@ -13,7 +13,8 @@
 //! 3. it is renamed over the old one,
 //! 4. the key file holds the new key alone.
 //!
-//! [`Store::open`] takes the key that opens the snapshot it finds, and throws away the other one.
+//! [`Store::open`] takes the key that opens the snapshot it finds, and throws away the other one. A manager that starts
+//! replaces the store by the same steps at once, since what it has read may be in the page cache alone.
 //!
 //! After a failed write nobody knows what of it is on the disk, nor what of the page cache will ever get there: the
 //! store gives the file up, and takes nothing but a save that brings a snapshot, which is written to a fresh file by
@@ -219,11 +220,14 @@ impl Store {
         self.owner = owner;
     }
 
-    /// Locks the key file as `lock` says, unless it has followed a later word already. Gives how the node is to keep its
-    /// private key, if that changed.
-    pub(super) fn follow_lock(&mut self, lock: &Lock) -> Result<Option<NodeSeal>, StoreError> {
-        let changed = self.key_file.follow(lock, &keys(&self.key, &self.next_key))?;
-        Ok(changed.then(|| self.node_seal()))
+    /// Locks the key file as `lock` says, unless it has followed a later word already. Tells whether anything changed.
+    pub(super) fn follow_lock(&mut self, lock: &Lock) -> Result<bool, StoreError> {
+        self.key_file.follow(lock, &keys(&self.key, &self.next_key))
+    }
+
+    /// How the node is to keep its private key once [`Store::follow_lock`] has changed something; `None` if it will not.
+    pub(super) fn next_seal(&self, lock: &Lock) -> Option<NodeSeal> {
+        self.key_file.next_seal(lock)
     }
 
     /// How the node is to keep its private key.

@@ -2,13 +2,15 @@
 
 use super::several::{Managers, create_network, eventually, names};
 use super::*;
-use crate::cluster::NewTokens;
+use crate::cluster::{Lock, NewTokens};
 use crate::manager::lock::KeyFile;
-use crate::manager::store::{KEY_FILE, STORE_FILE};
-use crate::manager::{ManagerError, StoreError};
+use crate::manager::store::{KEY_FILE, STORE_FILE, Store};
+use crate::manager::{ManagerError, NodeSeal, StoreError};
 use crate::types::UnlockKey;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command as Process, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 fn key(number: u8) -> UnlockKey {
     UnlockKey(Zeroizing::new([number; 32]))
@@ -16,10 +18,14 @@ fn key(number: u8) -> UnlockKey {
 
 /// Turns autolock on with a key, or replaces the key.
 async fn set_key(manager: &Manager, key: &UnlockKey) {
+    set_autolock(manager, true, Some(key.0.clone())).await;
+}
+
+async fn set_autolock(manager: &Manager, autolock: bool, unlock: Option<Zeroizing<[u8; 32]>>) {
     let command = manager.with_state(|state| Command::UpdateCluster {
         version: state.cluster.version,
-        spec: ClusterSpec { autolock: true, ..state.cluster.spec.clone() },
-        tokens: NewTokens { unlock: Some(key.0.clone()), ..NewTokens::default() },
+        spec: ClusterSpec { autolock, ..state.cluster.spec.clone() },
+        tokens: NewTokens { unlock, ..NewTokens::default() },
         root: None,
     });
     manager.propose(command).await.unwrap();
@@ -64,15 +70,60 @@ fn a_locked_manager_opens_with_its_key_only() {
 
         let manager = Manager::unlock(path, Some(key(1))).await.unwrap();
         assert_eq!(manager.with_state(names), ["kept"]);
-        let command = manager.with_state(|state| Command::UpdateCluster {
-            version: state.cluster.version,
-            spec: ClusterSpec { autolock: false, ..state.cluster.spec.clone() },
-            tokens: NewTokens::default(),
-            root: None,
-        });
-        manager.propose(command).await.unwrap();
+        set_autolock(&manager, false, None).await;
         manager.stop().await;
         Manager::open(path).await.unwrap().stop().await;
+    });
+}
+
+/// What the node finds beside its own key, each time that it is told how to keep it.
+#[test]
+fn the_nodes_key_is_never_open_beside_a_locked_key_file() {
+    smol::block_on(async {
+        let scratch = Scratch::new();
+        let (_, params) = params(quick());
+        let (manager, _) = Manager::create(scratch.path(), params).await.unwrap();
+        let (path, told) = (scratch.path().join(KEY_FILE), Arc::<Mutex<Vec<_>>>::default());
+        let follower = {
+            let told = told.clone();
+            move |seal: &NodeSeal| {
+                let locked = std::fs::read(&path).unwrap()[16] == 1;
+                told.lock().unwrap().push((seal.is_locked(), locked));
+                Ok(())
+            }
+        };
+        manager.follow_seal(Box::new(follower)).unwrap();
+        lock(&manager, &key(1)).await;
+        set_autolock(&manager, false, None).await;
+        assert_eq!(*told.lock().unwrap(), [(false, false), (true, false), (false, false)], "(the node, the key file)");
+        manager.stop().await;
+    });
+}
+
+#[test]
+fn a_node_that_cannot_seal_its_key_keeps_the_key_file_open() {
+    smol::block_on(async {
+        let scratch = Scratch::new();
+        let (_, params) = params(quick());
+        let (manager, _) = Manager::create(scratch.path(), params).await.unwrap();
+        let full = Arc::new(AtomicBool::new(true));
+        let follower = {
+            let full = full.clone();
+            move |seal: &NodeSeal| match seal.is_locked() && full.load(Ordering::Relaxed) {
+                true => Err("no room".to_owned()),
+                false => Ok(()),
+            }
+        };
+        manager.follow_seal(Box::new(follower)).unwrap();
+        set_key(&manager, &key(1)).await;
+        let told = manager.propose(Command::UnlockKeySeen { key: key(1).0 }).await.unwrap_err();
+        assert!(matches!(&told, ManagerError::Interrupted(StoreError::Node(_))), "{told}");
+        assert!(manager.unlock_key().is_none(), "what opens its files is what they are locked with");
+        assert!(KeyFile::read(scratch.path(), None).is_ok());
+        full.store(false, Ordering::Relaxed);
+        eventually("it is locked", || manager.unlock_key() == Some(key(1))).await;
+        manager.stop().await;
+        assert_eq!(refused(scratch.path(), None).await, StoreError::Locked);
     });
 }
 
@@ -130,6 +181,30 @@ fn a_locked_manager_goes_on_alone_and_stays_locked() {
         manager.stop().await;
         assert_eq!(refused(scratch.path(), None).await, StoreError::Locked);
         Manager::unlock(scratch.path(), Some(key(1))).await.unwrap().stop().await;
+    });
+}
+
+#[test]
+fn a_manager_that_starts_replaces_its_store_under_the_lock_of_its_state() {
+    smol::block_on(async {
+        let scratch = Scratch::new();
+        let [locked, open] = ["locked", "open"].map(|name| scratch.path().join(name));
+        let (_, params) = params(quick());
+        let (manager, _) = Manager::create(&locked, params).await.unwrap();
+        lock(&manager, &key(1)).await;
+        manager.stop().await;
+        let (store, loaded) = Store::open(&locked, Some(&key(1))).unwrap();
+        drop(store);
+        // As one is that took the state over and was killed before it locked its files.
+        drop(Store::create(&open, loaded.owner, &loaded.snapshot, &Lock::default()).unwrap());
+        let at_rest = |key: Option<&UnlockKey>| *KeyFile::read(&open, key).unwrap().1[0].expose();
+        let readable = at_rest(None);
+        Manager::open(&open).await.unwrap().stop().await;
+        assert_eq!(refused(&open, None).await, StoreError::Locked);
+        let second = at_rest(Some(&key(1)));
+        assert!(second != readable, "the at-rest key was on the disk for everybody to read");
+        Manager::unlock(&open, Some(key(1))).await.unwrap().stop().await;
+        assert!(at_rest(Some(&key(1))) != second, "what was read may not be on the disk");
     });
 }
 

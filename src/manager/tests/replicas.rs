@@ -3,7 +3,7 @@
 
 use super::store::{copy, occurs, state_of};
 use super::*;
-use crate::cluster::{Entry, Lock, NodeState, Reply};
+use crate::cluster::{Entry, Lock, NewTokens, NodeState, Reply};
 use crate::manager::disk::failing;
 use crate::manager::handle::ManagerError;
 use crate::manager::lock::KeyFile;
@@ -14,7 +14,7 @@ use crate::raft::{
     Consensus as _, Lead, MAX_APPEND_BYTES, MAX_APPEND_ENTRIES, MAX_PIECE_BYTES, Member, Membership, Message, Payload,
     Peer, Position, Raft, Save, Settings, Snapshot, Timing,
 };
-use crate::types::{EpochPhase, Key32, Role, Time};
+use crate::types::{EpochPhase, Key32, Role, Time, UnlockKey};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -32,6 +32,11 @@ impl Shell for Ends {
     type Reader = u64;
 
     fn save(&mut self, save: &Save) -> Result<(), ManagerError> {
+        if let Some(snapshot) = &save.snapshot {
+            let state = State::from_bytes(snapshot.data.bytes()).unwrap();
+            let behind = self.store.next_seal(&state.cluster.lock).is_some();
+            assert!(!behind, "a fresh at-rest key is written under a former lock");
+        }
         Ok(self.store.save(save)?)
     }
 
@@ -417,6 +422,38 @@ fn two_that_are_to_go_do_not_pass_the_lead_to_each_other() {
     swarm.replicas.insert(silent, late);
     let alone = |swarm: &Swarm3| swarm.replicas[&silent].raft.membership().voters.iter().eq([&silent]);
     swarm.until("the one that stays is the only one", 10 * SECOND, alone);
+}
+
+#[test]
+fn one_that_was_away_while_the_swarm_was_locked_locks_before_it_takes_the_state_over() {
+    let mut swarm = Swarm3::new();
+    swarm.until("a leader", 10 * SECOND, |swarm| swarm.leader().is_some());
+    let leader = swarm.leader().unwrap();
+    let away = *swarm.replicas.keys().find(|member| **member != leader).unwrap();
+    swarm.replicas.remove(&away);
+    let key = Zeroizing::new([7; 32]);
+    let cluster = &swarm.replicas[&leader].shell.state.cluster;
+    let lock = Command::UpdateCluster {
+        version: cluster.version,
+        spec: ClusterSpec { autolock: true, ..cluster.spec.clone() },
+        tokens: NewTokens { unlock: Some(key.clone()), ..NewTokens::default() },
+        root: None,
+    };
+    let now = swarm.now;
+    let leading = swarm.replicas.get_mut(&leader).unwrap();
+    leading.propose(lock, UnixTime(0), 0, now);
+    leading.propose(Command::UnlockKeySeen { key: key.clone() }, UnixTime(0), 1, now);
+    let locked = |member| move |swarm: &Swarm3| swarm.replicas[&member].shell.state.cluster.lock.key.is_some();
+    swarm.until("the swarm is locked", SECOND, locked(leader));
+    // Its files are open, and the leader's log is cut: it is given the state as it is.
+    let late = replica(away, Store::open(&swarm.directory(away), None).unwrap(), swarm.now);
+    swarm.replicas.insert(away, late);
+    swarm.until("it has the state", 10 * SECOND, locked(away));
+    assert!(swarm.pieces > 0, "by a snapshot");
+    for member in [leader, away] {
+        let opened = |key: Option<&UnlockKey>| KeyFile::read(&swarm.directory(member), key).is_ok();
+        assert!(!opened(None) && opened(Some(&UnlockKey(key.clone()))), "{member:?}");
+    }
 }
 
 /// Entries that a manager misses.
