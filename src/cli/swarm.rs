@@ -404,7 +404,7 @@ impl Update {
         let version = swarm.cluster.version.index.to_string();
         session.post_only(&Target::new(&["swarm", "update"]).with("version", &version), &spec)?;
         session.print("Swarm updated.")?;
-        let was_on = swarm.cluster.spec.encryption_config.auto_lock_managers == Some(true);
-        if self.autolock == Some(true) && !was_on { show_unlock_key(session) } else { Ok(()) }
+        // Also when it was on: the managers are locked once the key was shown, and it may never have been.
+        if self.autolock == Some(true) { show_unlock_key(session) } else { Ok(()) }
     }
 }

@@ -264,6 +264,19 @@ fn a_session_on_a_manager() {
     golden("manager.txt", &text);
 }
 
+/// What was to show it the first time may have ended before.
+#[test]
+fn the_unlock_key_is_shown_whenever_autolock_is_asked_for() {
+    let served = Fake::manager_of_two().serve("cli-autolock");
+    let key = || {
+        let (out, err, code) = run(served.socket(), &["swarm", "update", "--autolock"]);
+        assert_eq!((err.as_str(), code), ("", 0));
+        let key = out.lines().map(str::trim).find(|line| line.starts_with("SWMKEY-1-"));
+        key.unwrap_or_else(|| panic!("no key in {out}")).to_owned()
+    };
+    assert_eq!(key(), key());
+}
+
 #[test]
 fn a_session_about_placement() {
     let served = Fake::manager_of_two().serve("cli-placement");

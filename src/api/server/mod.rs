@@ -205,7 +205,7 @@ async fn route(
         ["swarm", "join"] if post => swarm::join(backend, request).await,
         ["swarm", "leave"] if post => swarm::leave(backend, request).await,
         ["swarm", "update"] if post => swarm::update(backend, request).await,
-        ["swarm", "unlockkey"] if get => swarm::unlock_key(context),
+        ["swarm", "unlockkey"] if get => swarm::unlock_key(context, request),
         ["swarm", "unlock"] if post => swarm::unlock(backend, request).await,
         ["nodes"] if get => nodes::list(backend, request),
         ["nodes", node] if get => nodes::inspect(backend, node),

@@ -9,7 +9,7 @@ use crate::agent::{InitRequest, JoinTarget, NodeError, SwarmState};
 use crate::api::types as api;
 use crate::cluster::{Command, NewTokens, State, limits};
 use crate::types::{Availability, ClusterSpec, NotAnUnlockKey, Offloads, UnlockKey};
-use hyper::StatusCode;
+use hyper::{Method, StatusCode};
 use ipnet::IpNet;
 use serde_json::Value;
 use std::sync::Arc;
@@ -235,16 +235,28 @@ pub(super) async fn update(backend: &dyn Backend, request: &Request) -> Result<r
     Ok(respond::empty(StatusCode::OK))
 }
 
+/// What an operator is to know of the lock.
+pub(super) fn lock_warning(state: &State) -> Option<&'static str> {
+    let cluster = &state.cluster;
+    cluster.next_unlock_key.as_ref()?;
+    Some(if cluster.lock.key.is_some() {
+        "the unlock key was replaced, and the former one is in force until the new one has been shown: see 'swarm unlock-key'"
+    } else {
+        "autolock is on, and the managers are not locked until the unlock key has been shown: see 'swarm unlock-key'"
+    })
+}
+
 /// Pause before the managers are told again that an unlock key was shown.
 const UNLOCK_KEY_RETRY: Duration = Duration::from_secs(1);
 
 /// Shows the unlock key. The managers lock their files with it when it has been shown.
-pub(super) fn unlock_key(context: &Arc<Context>) -> Result<respond::Response, ApiError> {
+pub(super) fn unlock_key(context: &Arc<Context>, request: &Request) -> Result<respond::Response, ApiError> {
     let state = manager_state(&*context.backend)?;
     let Some(key) = state.unlock_key() else {
         return Ok(respond::json(&api::UnlockKey::default()));
     };
-    if state.cluster.next_unlock_key.is_some() {
+    // A HEAD shows nothing.
+    if state.cluster.next_unlock_key.is_some() && request.method == Method::GET {
         let (own, key) = (context.clone(), key.clone());
         // It begins when this answer has been written. Whatever becomes of the leader meanwhile, the files do not stay open.
         let job = async move {

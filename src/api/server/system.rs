@@ -44,14 +44,16 @@ pub(super) async fn info(backend: &dyn Backend) -> Result<respond::Response, Api
     let images = backend.images().await.map_or(0, |images| images.len() as u64);
     let state = backend.state();
     let swarm = swarm_status(&backend.swarm(), state.as_deref());
-    Ok(respond::json(&Info { images, ..describe(&backend.tasks(), swarm) }))
+    let error = (!swarm.error.is_empty()).then(|| swarm.error.clone());
+    let lock = state.as_deref().and_then(swarm::lock_warning).map(str::to_owned);
+    let warnings = error.into_iter().chain(lock).map(|text| format!("WARNING: {text}")).collect();
+    Ok(respond::json(&Info { images, warnings, ..describe(&backend.tasks(), swarm) }))
 }
 
 fn describe(tasks: &[LocalTask], swarm: SwarmStatus) -> Info {
     let running = tasks.iter().filter(|task| task.status.state == TaskState::Running).count() as u64;
     Info {
         id: swarm.node_id.clone(),
-        warnings: (!swarm.error.is_empty()).then(|| format!("WARNING: {}", swarm.error)).into_iter().collect(),
         containers: tasks.len() as u64,
         containers_running: running,
         containers_stopped: (tasks.len() as u64).saturating_sub(running),

@@ -306,13 +306,23 @@ fn a_locked_manager_wants_its_key_and_nothing_else() {
     assert_eq!(api.get("/swarm")["Spec"]["EncryptionConfig"], json!({"AutoLockManagers": true}));
     // Nobody has seen the key yet: a manager that ends now must be able to start again.
     assert!(api.fake.current().cluster.lock.key.is_none());
+    let warned = |text: &str| {
+        let info = api.get("/info");
+        let warning = info["Warnings"].as_array().and_then(|warnings| warnings.first()?.as_str());
+        assert!(warning.is_some_and(|warning| warning.contains(text)), "{}", info["Warnings"]);
+    };
+    warned("the managers are not locked until the unlock key has been shown");
+    assert_eq!(api.call("HEAD", "/swarm/unlockkey", &Value::Null).0, 200);
+    assert!(api.runtime.try_recv().is_err(), "nobody has seen it");
     // Whatever becomes of the leader meanwhile, once it was shown the managers lock.
     api.fake.change_leaders(2);
     let first = seen_key(&api);
     assert!(api.fake.current().cluster.lock.key.is_some());
     assert_eq!(update(true, "").0, 200);
     assert_eq!(api.get("/swarm/unlockkey")["UnlockKey"], first, "it was on already");
+    assert_eq!(api.get("/info")["Warnings"], json!([]));
     assert_eq!(update(true, "&rotateManagerUnlockKey=true").0, 200);
+    warned("the former one is in force until the new one has been shown");
     let second = seen_key(&api);
     assert!(second.starts_with("SWMKEY-1-") && second != first);
 
