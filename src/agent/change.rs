@@ -26,6 +26,8 @@ const SETTLE_TIME: Duration = Duration::from_secs(20);
 const SETTLE_POLL: Duration = Duration::from_millis(5);
 /// How long tasks may take to end at `leave`.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(15);
+/// Said at the start of a locked manager whose node was killed between the two files.
+const NOT_SEALED: &str = "this manager is locked, and its node's private key is not: whoever has this disk can speak for the node until the manager is unlocked, which seals the key";
 /// How long the managers may take to hear that this node leaves.
 const GOODBYE_TIME: Duration = Duration::from_secs(5);
 
@@ -42,13 +44,17 @@ impl Node {
         let Some(membership) = self.inner.environment.store.load()? else { return self.set_aside_manager_state() };
         let manager = match membership.role {
             Role::Worker => {
-                // A demotion that was interrupted.
+                // A demotion that was interrupted. What opens a sealed key is not removed.
+                self.inner.environment.store.identity()?;
                 self.remove_manager_state()?;
                 None
             }
             Role::Manager => match self.open_manager(&membership, None).await {
                 Err(NodeError::Locked) => {
                     tracing::warn!("{}", NodeError::Locked);
+                    if self.inner.environment.store.identity().is_ok() {
+                        tracing::warn!("{}", NOT_SEALED);
+                    }
                     self.inner.locked.store(Some(Arc::new(membership)));
                     return Ok(());
                 }
@@ -61,13 +67,13 @@ impl Node {
     /// Makes a swarm with this node as its manager.
     pub async fn init(&self, request: InitRequest) -> Result<NodeId, NodeError> {
         let _changing = self.inner.changing.lock().await;
+        if request.force_new_cluster && self.inner.locked.load().is_some() {
+            return Err(NodeError::Locked);
+        }
         if request.force_new_cluster
             && let Some(runtime) = self.inner.runtime.load_full()
         {
             return self.force_new_cluster(&runtime).await;
-        }
-        if request.force_new_cluster && self.inner.locked.load().is_some() {
-            return Err(NodeError::Locked);
         }
         self.require_no_swarm()?;
         let data_port = self.inner.settings.data_path_port.unwrap_or(request.spec.data_path_port);
@@ -200,10 +206,11 @@ impl Node {
     /// Leaves the swarm: stops the tasks, forgets keys and state.
     pub async fn leave(&self, force: bool) -> Result<(), NodeError> {
         let _changing = self.inner.changing.lock().await;
-        if self.inner.locked.load().is_some() {
+        let runtime = self.inner.runtime.load_full();
+        if runtime.is_none() && self.inner.locked.load().is_some() {
             return self.leave_locked(force);
         }
-        let Some(runtime) = self.inner.runtime.load_full() else {
+        let Some(runtime) = runtime else {
             return Err(NodeError::Unavailable("This node is not part of a swarm".into()));
         };
         if let Some(manager) = runtime.manager.load_full().filter(|_| !force) {
@@ -323,6 +330,7 @@ impl Node {
         self.inner.runtime.store(None);
         self.inner.environment.store.erase()?;
         self.inner.locked.store(None);
+        self.keep_unlock_key(None);
         self.remove_manager_state()
     }
 

@@ -10,7 +10,7 @@ use crate::helper::HelperClient;
 use crate::helper::verbs::{self, CommandSpec, ErrorKind, Event as HelperEvent, ExecId, ImageName, VerbError};
 use crate::manager::Manager;
 use crate::sys::clock::Clock;
-use crate::types::{NetworkId, Queues, Role, TaskState};
+use crate::types::{NetworkId, Queues, Role, TaskState, UnlockKey};
 use arc_swap::ArcSwapOption;
 use smol::channel::{Receiver, Sender, bounded};
 use std::collections::BTreeMap;
@@ -56,8 +56,11 @@ pub(super) struct Inner {
     /// Init, join, leave and restarts happen one at a time.
     pub(super) changing: smol::lock::Mutex<()>,
     pub(super) runtime: ArcSwapOption<Runtime>,
-    /// A manager's membership that cannot be taken up without the unlock key.
+    /// A manager's membership that cannot be taken up without the unlock key. Beside a runtime: of a node that was to
+    /// become a manager, and goes on as a worker meanwhile.
     pub(super) locked: ArcSwapOption<Membership>,
+    /// See [`Node::keep_unlock_key`].
+    pub(super) unlock_key: Mutex<Option<UnlockKey>>,
     execs: Mutex<BTreeMap<ExecId, ExitChannel>>,
     /// Told why, once, when the daemon must end.
     fatal: Sender<String>,
@@ -88,6 +91,7 @@ impl Node {
             changing: smol::lock::Mutex::new(()),
             runtime: ArcSwapOption::empty(),
             locked: ArcSwapOption::empty(),
+            unlock_key: Mutex::default(),
             execs: Mutex::default(),
             fatal,
             helper_ended,
@@ -117,14 +121,23 @@ impl Node {
 
     /// This node's part in a swarm.
     pub fn swarm(&self) -> SwarmInfo {
-        let Some(runtime) = self.inner.runtime.load_full() else {
-            let locked = self.inner.locked.load_full();
+        if let Some(locked) = self.inner.locked.load_full() {
             return SwarmInfo {
-                state: if locked.is_some() { SwarmState::Locked } else { SwarmState::Inactive },
-                error: locked.as_ref().map(|_| LOCKED.to_owned()).unwrap_or_default(),
-                node: locked.as_ref().map(|membership| membership.node),
-                address: locked.as_ref().map(|membership| membership.addresses.control.ip()),
-                role: locked.map(|membership| membership.role),
+                state: SwarmState::Locked,
+                error: LOCKED.to_owned(),
+                node: Some(locked.node),
+                address: Some(locked.addresses.control.ip()),
+                role: Some(locked.role),
+                managers: Vec::new(),
+            };
+        }
+        let Some(runtime) = self.inner.runtime.load_full() else {
+            return SwarmInfo {
+                state: SwarmState::Inactive,
+                error: String::new(),
+                node: None,
+                address: None,
+                role: None,
                 managers: Vec::new(),
             };
         };

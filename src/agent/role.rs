@@ -9,7 +9,7 @@ use super::runtime::{Managers, Runtime};
 use super::session::within;
 use crate::manager::{Manager, NodeSeal};
 use crate::types::{NodeId, Role, UnlockKey};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 /// Pause before a change of the role that failed is tried again.
@@ -50,7 +50,9 @@ impl Node {
         // the former member must not speak for the new one.
         let running = runtime.manager.load_full();
         let misplaced = running.is_some_and(|manager| own.is_some_and(|own| own.seat != manager.seat()));
-        if membership.role == runtime.role() && !misplaced {
+        // A promotion that was taken back before it was through.
+        let half_way = membership.role == Role::Worker && self.manager_dir().exists();
+        if membership.role == runtime.role() && !misplaced && !half_way {
             return self.inner.environment.store.save(&membership);
         }
         self.renew_for(runtime, &membership).await?;
@@ -61,9 +63,7 @@ impl Node {
                 if misplaced {
                     self.end_manager(runtime).await?;
                 }
-                let manager = self.open_manager(&membership, None).await?;
-                runtime.manager.store(Some(Arc::new(manager)));
-                tracing::info!("this node is a manager now");
+                self.begin_to_manage(runtime, &membership, None).await?;
             }
             Role::Worker => {
                 self.end_manager(runtime).await?;
@@ -73,7 +73,24 @@ impl Node {
         Ok(())
     }
 
+    /// Makes a running node a manager. Where that needs the unlock key, the node goes on as a worker until it is given.
+    async fn begin_to_manage(
+        &self,
+        runtime: &Runtime,
+        membership: &Membership,
+        key: Option<UnlockKey>,
+    ) -> Result<(), NodeError> {
+        let opened = self.open_manager(membership, key).await;
+        let waits = matches!(opened, Err(NodeError::Locked | NodeError::WrongKey(_)));
+        self.inner.locked.store(waits.then(|| Arc::new(membership.clone())));
+        runtime.manager.store(Some(Arc::new(opened?)));
+        tracing::info!("this node is a manager now");
+        Ok(())
+    }
+
     async fn end_manager(&self, runtime: &Runtime) -> Result<(), NodeError> {
+        self.keep_unlock_key(None);
+        self.inner.locked.store(None);
         if let Some(manager) = runtime.manager.swap(None) {
             manager.stop().await;
         }
@@ -83,11 +100,14 @@ impl Node {
         self.remove_manager_state()
     }
 
-    /// Takes up the membership of a locked manager. Does not wait for a session: the swarm may have no leader before
-    /// more of its managers are unlocked.
+    /// Takes up the membership of a locked manager, or goes on with a promotion that stopped at the lock. Does not wait
+    /// for a session: the swarm may have no leader before more of its managers are unlocked.
     pub async fn unlock(&self, key: UnlockKey) -> Result<(), NodeError> {
         let _changing = self.inner.changing.lock().await;
         let membership = self.inner.locked.load_full().ok_or(NodeError::NotLocked)?;
+        if let Some(runtime) = self.inner.runtime.load_full() {
+            return self.begin_to_manage(&runtime, &membership, Some(key)).await;
+        }
         let manager = self.open_manager(&membership, Some(key)).await?;
         if let Err(error) = self.start((*membership).clone(), Some(manager.clone())) {
             manager.stop().await;
@@ -120,6 +140,16 @@ impl Node {
         Ok(())
     }
 
+    /// What opens the files of a manager that was stopped before it ran: its next attempt needs it.
+    pub(super) fn keep_unlock_key(&self, key: Option<UnlockKey>) {
+        *self.inner.unlock_key.lock().unwrap_or_else(PoisonError::into_inner) = key;
+    }
+
+    fn kept_unlock_key(&self) -> Option<UnlockKey> {
+        let kept = self.inner.unlock_key.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.as_ref().map(|key| UnlockKey(key.0.clone()))
+    }
+
     /// Opens the manager's state, or gets it from the other managers, and opens the control port.
     pub(super) async fn open_manager(
         &self,
@@ -128,7 +158,8 @@ impl Node {
     ) -> Result<Manager, NodeError> {
         let directory = self.manager_dir();
         let manager = if Manager::exists(&directory) {
-            Manager::unlock(&directory, unlock).await.map_err(manager_error)?
+            let key = unlock.or_else(|| self.kept_unlock_key());
+            Manager::unlock(&directory, key).await.map_err(manager_error)?
         } else {
             let identity = self.inner.environment.store.identity()?;
             Manager::join(&directory, &identity, &membership.managers).await.map_err(manager_error)?
@@ -138,8 +169,12 @@ impl Node {
             manager.listen(membership.listen).await.map_err(failed)
         };
         match begun.await {
-            Ok(_) => Ok(manager),
+            Ok(_) => {
+                self.keep_unlock_key(None);
+                Ok(manager)
+            }
             Err(error) => {
+                self.keep_unlock_key(manager.unlock_key());
                 manager.stop().await;
                 Err(error)
             }
@@ -164,10 +199,10 @@ impl Node {
         Ok(membership.node)
     }
 
-    /// The membership as it is now: the managers of the disk, the role of this moment.
+    /// The membership as it is now: that of the disk. Its role is the one that was told last, also while the change to it
+    /// is under way: a manager's state must not be taken for a former manager's.
     pub(super) fn current_membership(&self, runtime: &Runtime) -> Result<Membership, NodeError> {
         let stored = self.inner.environment.store.load()?;
-        let membership = stored.unwrap_or_else(|| runtime.membership.clone());
-        Ok(Membership { role: runtime.role(), ..membership })
+        Ok(stored.unwrap_or_else(|| Membership { role: runtime.role(), ..runtime.membership.clone() }))
     }
 }
