@@ -276,8 +276,7 @@ impl Node {
     /// Tells the (other) managers; without them the node leaves all the same, and they see it go down.
     async fn say_goodbye(&self, membership: &Membership) {
         let Ok(identity) = self.inner.environment.store.identity() else { return };
-        let own = membership.addresses.control;
-        let others: Vec<SocketAddr> = membership.managers.iter().copied().filter(|manager| *manager != own).collect();
+        let others = membership.others();
         if others.is_empty() && membership.role == Role::Manager {
             return;
         }

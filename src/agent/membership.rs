@@ -45,6 +45,11 @@ impl Membership {
         let Joined { node, cluster, fork, role, .. } = *joined;
         Membership { format: FORMAT, node, cluster, fork, role, addresses, listen, managers }
     }
+
+    /// The managers but for this node.
+    pub(super) fn others(&self) -> Vec<SocketAddr> {
+        self.managers.iter().copied().filter(|manager| *manager != self.addresses.control).collect()
+    }
 }
 
 /// The files.

@@ -130,7 +130,7 @@ impl Node {
         if runtime.identity.load().peer().role == membership.role {
             return Ok(());
         }
-        let renewed = renewal::renew(&runtime.identity.load_full(), &membership.managers).await;
+        let renewed = renewal::renew(&runtime.identity.load_full(), &membership.others()).await;
         let renewed = renewed.map_err(NodeError::Unavailable)?;
         if renewed.peer().role != membership.role {
             return Err(NodeError::Unavailable("the managers do not agree yet on this node's role".into()));
@@ -162,7 +162,7 @@ impl Node {
             Manager::unlock(&directory, key).await.map_err(manager_error)?
         } else {
             let identity = self.inner.environment.store.identity()?;
-            Manager::join(&directory, &identity, &membership.managers).await.map_err(manager_error)?
+            Manager::join(&directory, &identity, &membership.others()).await.map_err(manager_error)?
         };
         let begun = async {
             self.keep_sealed(&manager)?;
