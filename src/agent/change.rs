@@ -299,6 +299,7 @@ impl Node {
     pub(super) fn start(&self, membership: Membership, manager: Option<Manager>) -> Result<(), NodeError> {
         let runtime = Arc::new(Runtime::start(&self.inner.environment, membership, manager)?);
         self.inner.runtime.store(Some(runtime.clone()));
+        self.restore_attachments(&runtime);
         spawn("managers watch", self.clone().follow_managers(runtime.clone()));
         spawn("runtime watch", self.clone().watch(runtime));
         Ok(())

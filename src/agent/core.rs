@@ -12,7 +12,7 @@ use crate::dataplane::{DataCommand, DataEvent, SaRefusal};
 use crate::esp::Direction;
 use crate::gossip::{EpochKeys, Gossip, GossipConfig, GossipEvent, Timing};
 use crate::keys::{KeyEvent, KeysConfig, NodeKeys};
-use crate::types::{Epoch, Fork, Key32, NetworkId, NodeId, TaskAssignment, TaskId, Time};
+use crate::types::{Epoch, Fork, Key32, NetworkId, NetworkName, NodeId, TaskAssignment, TaskId, Time};
 use crate::wire::control::{FromAgent, NetworkView, SwarmView};
 use crate::wire::record::{
     EndpointRecord, NodeRecord, RecordBody, RecordKey, SignedRecord, TrustBundle, VerifiedRecord,
@@ -31,7 +31,7 @@ pub(crate) struct Core {
     gone: BTreeSet<NodeId>,
     pub(crate) networks: BTreeMap<NetworkId, NetworkView>,
     pub(crate) nodes: BTreeMap<NodeId, NodeRecord>,
-    pub(crate) names: Vec<(NetworkId, String)>,
+    pub(crate) names: Vec<NetworkName>,
     /// To be applied to the data plane as one, in order.
     pub(crate) commands: Vec<DataCommand>,
     /// For the managers; without a session it is told at the next one.

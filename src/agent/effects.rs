@@ -5,7 +5,9 @@ use super::spawn::spawn;
 use super::tasks::{StartError, Step};
 use crate::dataplane::DataCommand;
 use crate::helper::HelperClient;
-use crate::helper::verbs::{CommandSpec, Environment, ErrorKind, Image, Interface, TaskLaunch, VerbError};
+use crate::helper::verbs::{
+    CommandSpec, Environment, ErrorKind, Image, Interface, NamespaceName, TaskLaunch, VerbError,
+};
 use crate::sys::tun::TunDriver;
 use crate::types::{EndpointKey, Queues, TaskAssignment, TaskId};
 use crate::wire::control::FromAgent;
@@ -44,11 +46,28 @@ impl Engine {
             .map_err(|error| format!("the data plane failed: {error}"))
     }
 
+    /// The MTU of each interface: what the underlay allows, or less where the network says so.
+    fn mtus(&self, task: &TaskAssignment) -> Vec<u32> {
+        let of_network = |network| self.core.networks.get(network).and_then(|view| view.mtu_bytes);
+        let limited = |network| of_network(network).map_or(self.inner_mtu, |most| most.min(self.inner_mtu));
+        task.attachments.iter().map(|attachment| limited(&attachment.network)).collect()
+    }
+
     fn take_step(&mut self, step: Step) {
         let (helper, outcomes) = (self.helper.clone(), self.outcomes.clone());
         match step {
-            Step::Create(task) => spawn("create task", create(helper, outcomes, *task, (self.inner_mtu, self.workers))),
+            Step::Create(task) => {
+                let namespace = self.namespace_of(task.id).cloned();
+                let mtus = self.mtus(&task);
+                spawn("create task", create(helper, outcomes, *task, namespace, (mtus, self.workers)));
+            }
+            Step::Start(task) if self.namespace_of(task.id).is_some() => {
+                let started = Outcome::Started(task.id, Ok(None));
+                spawn("attached", async move { drop(outcomes.send(started).await) });
+            }
             Step::Start(task) => spawn("start task", start(helper, outcomes, *task)),
+            // Nothing runs in it that could end by itself.
+            Step::Stop(id) if self.namespace_of(id).is_some() => self.tasks.exited(id, 0, "", self.clock.unix()),
             Step::Stop(id) => spawn("stop task", async move {
                 if let Err(error) = helper.stop_task(id, STOP_GRACE).await {
                     tracing::warn!(task = %id, %error, "stop");
@@ -75,8 +94,20 @@ impl Engine {
     }
 }
 
-async fn create(helper: HelperClient, outcomes: Sender<Outcome>, task: TaskAssignment, (mtu, queues): (u32, Queues)) {
-    let interfaces = task.attachments.iter().enumerate().map(|(index, attachment)| {
+async fn create(
+    helper: HelperClient,
+    outcomes: Sender<Outcome>,
+    task: TaskAssignment,
+    namespace: Option<NamespaceName>,
+    (mtus, queues): (Vec<u32>, Queues),
+) {
+    if let (Some(namespace), Some(attachment), Some(&mtu)) = (namespace, task.attachments.first(), mtus.first()) {
+        let made = helper.attach_namespace(namespace, (attachment.address, mtu), DRIVER, queues).await;
+        let made = made.map(|queues| vec![queues]).map_err(start_error);
+        let _ = outcomes.send(Outcome::Created(task.id, made)).await;
+        return;
+    }
+    let interfaces = task.attachments.iter().zip(mtus).enumerate().map(|(index, (attachment, mtu))| {
         let name = format!("eth{index}").parse()?;
         Ok(Interface { name, address: attachment.address, mtu })
     });
@@ -89,7 +120,7 @@ async fn create(helper: HelperClient, outcomes: Sender<Outcome>, task: TaskAssig
 
 async fn start(helper: HelperClient, outcomes: Sender<Outcome>, task: TaskAssignment) {
     let started = match launch(&task) {
-        Ok(launch) => helper.start_task(launch, None).await,
+        Ok(launch) => helper.start_task(launch, None).await.map(Some),
         Err(error) => Err(error),
     };
     let _ = outcomes.send(Outcome::Started(task.id, started.map_err(start_error))).await;

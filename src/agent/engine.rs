@@ -8,13 +8,14 @@ use super::model::{LocalTask, Status};
 use super::push::{Collector, Push};
 use super::runtime::Managers;
 use super::session::SessionEvent;
+use super::standalone::Standalone;
 use super::tasks::{StartError, TaskTable};
 use crate::dataplane::{DataCommand, DataEvent, Dataplane, Offloads};
 use crate::helper::HelperClient;
 use crate::sys::clock::Clock;
 use crate::sys::tun::TunDevice;
 use crate::sys::uevent::Uevents;
-use crate::types::{BootId, EndpointKey, Fork, NetworkId, NodeId, Queues, TaskId, Time, UnixTime};
+use crate::types::{BootId, EndpointKey, Fork, NetworkName, NodeId, Queues, TaskId, Time, UnixTime};
 use crate::wire::control::{FromAgent, ToAgent};
 use arc_swap::ArcSwap;
 use smol::channel::{Receiver, Sender};
@@ -44,7 +45,7 @@ pub(super) struct View {
     pub(super) settled: bool,
     /// What is wrong; empty if nothing.
     pub(super) error: String,
-    pub(super) names: Vec<(NetworkId, String)>,
+    pub(super) names: Vec<NetworkName>,
     pub(super) managers: Vec<(NodeId, SocketAddr)>,
     pub(super) tasks: Vec<LocalTask>,
 }
@@ -53,6 +54,10 @@ pub(super) struct View {
 pub(super) enum Request {
     /// What `formic status` shows.
     Status(Sender<Status>),
+    /// Put something of this node on an attachable network.
+    Attach(TaskId, Box<Standalone>),
+    /// End that.
+    Detach(TaskId),
     /// Stop all tasks, then end.
     Stop,
 }
@@ -61,7 +66,8 @@ pub(super) enum Request {
 pub(super) enum Outcome {
     /// With the queues of each of its devices.
     Created(TaskId, Result<Vec<Vec<TunDevice>>, StartError>),
-    Started(TaskId, Result<u32, StartError>),
+    /// With the id of its first process, if there is one.
+    Started(TaskId, Result<Option<u32>, StartError>),
     Removed(TaskId),
 }
 
@@ -111,6 +117,8 @@ pub(super) struct Engine {
     pub(super) core: Core,
     pub(super) gossip_socket: smol::Async<UdpSocket>,
     pub(super) tasks: TaskTable,
+    /// What of the tasks this node asked for itself.
+    pub(super) standalone: BTreeMap<TaskId, Standalone>,
     pub(super) dataplane: Dataplane,
     /// What this node's operator allows of what kernel and devices can do.
     pub(super) allowed_offloads: Offloads,
@@ -257,6 +265,7 @@ impl Engine {
                 self.error.clear();
                 self.core.handle_session(now);
                 self.tasks.report_again();
+                self.attach_again();
             }
             SessionEvent::Down { reason } => {
                 if self.link.up || self.error != reason {
@@ -268,6 +277,7 @@ impl Engine {
             SessionEvent::FormerBoot => {
                 self.core.new_boot = Some("the managers know a newer boot of this node".into());
             }
+            SessionEvent::Message(ToAgent::AttachRefused { id, reason }) => self.attach_refused(id, reason),
             SessionEvent::Message(message) => {
                 self.link.heard_at = Some(now);
                 match self.link.collector.take(message) {
@@ -315,6 +325,8 @@ impl Engine {
                 let status = self.status().await;
                 let _ = reply.try_send(status);
             }
+            Request::Attach(id, wanted) => self.attach(id, *wanted),
+            Request::Detach(id) => self.detach(id),
             Request::Stop => self.stop(),
         }
     }
@@ -327,7 +339,8 @@ impl Engine {
 
     /// Acts on a complete push.
     fn apply(&mut self, push: Push, now: Time) {
-        let Some(tasks) = self.core.apply(push, &mut crate::sys::random::key32, now) else { return };
+        let Some(mut tasks) = self.core.apply(push, &mut crate::sys::random::key32, now) else { return };
+        self.disown(&mut tasks);
         if let Some(swarm) = &self.core.swarm {
             if let Ok(mut managers) = self.link.managers.lock() {
                 *managers = swarm.managers.iter().map(|manager| manager.address).collect();
@@ -356,6 +369,7 @@ impl Engine {
     }
 
     fn handle_outcome(&mut self, outcome: Outcome) {
+        self.tell_standalone(&outcome);
         let unix = self.clock.unix();
         match outcome {
             Outcome::Created(id, Ok(devices)) => {
@@ -383,7 +397,7 @@ impl Engine {
         match event {
             DataEvent::EndpointLost { endpoint, error } => {
                 tracing::warn!(task = %endpoint.task, %error, "a device of the task is lost");
-                self.tasks.device_lost(endpoint.task);
+                self.tasks.end_early(endpoint.task);
             }
             DataEvent::WorkerFailed { error } => return Err(format!("the data plane failed: {error}")),
             event => self.core.handle_data(event, self.clock.now()),
@@ -448,7 +462,7 @@ mod tests {
         tasks.want(&BTreeMap::from([(task.id, task.clone())]), UnixTime(1));
         let (sender, outcomes) = smol::channel::bounded(2);
         let mut ending = Box::pin(end_creations(&mut tasks, &outcomes, UnixTime(1)));
-        sender.try_send(Outcome::Started(task.id, Ok(1))).ok().unwrap();
+        sender.try_send(Outcome::Started(task.id, Ok(Some(1)))).ok().unwrap();
         assert!(smol::block_on(smol::future::poll_once(&mut ending)).is_none(), "it did not wait");
         sender.try_send(Outcome::Created(task.id, Ok(Vec::new()))).ok().unwrap();
         assert!(smol::block_on(smol::future::poll_once(&mut ending)).is_some());

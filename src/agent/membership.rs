@@ -7,16 +7,18 @@
 use super::model::NodeError;
 use crate::manager::NodeSeal;
 use crate::tls::{Identity, IdentityError, write_private};
-use crate::types::{ClusterId, Fork, Key32, NodeAddresses, NodeId, Role};
+use crate::types::{ClusterId, Fork, Key32, NetworkId, NodeAddresses, NodeId, Role};
 use crate::wire::control::Joined;
 use serde::{Deserialize, Serialize};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Version of `membership.json`. A higher one is of a newer Formic.
 const FORMAT: u32 = 1;
+/// Which namespaces are to be on networks.
+const ATTACHMENTS: &str = "attachments.json";
 
 /// This host's place in a swarm.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -49,6 +51,23 @@ impl Membership {
     /// The managers but for this node.
     pub(super) fn others(&self) -> Vec<SocketAddr> {
         self.managers.iter().copied().filter(|manager| *manager != self.addresses.control).collect()
+    }
+}
+
+/// A namespace of this host that is to be on a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct StoredAttachment {
+    pub(super) namespace: String,
+    pub(super) network: NetworkId,
+    /// The address that it had last.
+    pub(super) address: Option<IpAddr>,
+    pub(super) aliases: Vec<String>,
+}
+
+impl StoredAttachment {
+    /// Whether it is about the same namespace and network.
+    pub(super) fn is_same(&self, other: &StoredAttachment) -> bool {
+        (&self.namespace, self.network) == (&other.namespace, other.network)
     }
 }
 
@@ -131,6 +150,22 @@ impl MembershipStore {
         self.directory.join("identity.pem")
     }
 
+    /// The namespaces that are to be on networks, as this host's operator said.
+    pub(super) fn attachments(&self) -> Result<Vec<StoredAttachment>, NodeError> {
+        let path = self.directory.join(ATTACHMENTS);
+        match std::fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).map_err(|error| unreadable(&path, &error.to_string())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(unreadable(&path, &error.to_string())),
+        }
+    }
+
+    /// Stores them.
+    pub(super) fn save_attachments(&self, attachments: &[StoredAttachment]) -> Result<(), NodeError> {
+        let text = serde_json::to_vec_pretty(attachments).map_err(|error| NodeError::Failed(error.to_string()))?;
+        self.write(ATTACHMENTS, &text)
+    }
+
     pub(super) fn save(&self, membership: &Membership) -> Result<(), NodeError> {
         let text = serde_json::to_vec_pretty(membership).map_err(|error| NodeError::Failed(error.to_string()))?;
         self.write("membership.json", &text)
@@ -139,7 +174,7 @@ impl MembershipStore {
     /// Leaves no trace of the swarm. The membership goes first: without it the rest means nothing.
     pub(super) fn erase(&self) -> Result<(), NodeError> {
         self.drop_seal();
-        for name in ["membership.json", "identity.pem"] {
+        for name in ["membership.json", "identity.pem", ATTACHMENTS] {
             match std::fs::remove_file(self.directory.join(name)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(NodeError::Failed(format!(

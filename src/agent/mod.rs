@@ -5,6 +5,7 @@
 //! - `runtime`: what runs while the host is a node.
 //! - `session`: carries messages from and to a manager. `seek`: to which one (pure).
 //! - `engine`, `effects`, `status`: one loop around the pure machines of this node.
+//! - `standalone`: what this node puts on attachable networks by itself.
 //! - `renewal`: keeps the node's certificate young.
 //! - `core`, `tasks`, `push`: pure: keys, gossip, records and tables; the tasks' lives; the parts of a push.
 
@@ -24,12 +25,13 @@ mod runtime;
 pub(crate) mod seek;
 mod session;
 mod spawn;
+mod standalone;
 mod status;
 pub(crate) mod tasks;
 
 pub use machine::{machine, memory_bytes, processors};
 pub use model::{
-    ExecIo, ExecRequest, ImageInfo, InitRequest, JoinTarget, LOCKED, LocalTask, NodeError, PeerStatus, SaStatus,
-    Status, SwarmInfo, SwarmState,
+    AttachedNamespace, ExecIo, ExecRequest, ImageInfo, InitRequest, JoinTarget, LOCKED, LocalTask, NodeError,
+    PeerStatus, SaStatus, Status, SwarmInfo, SwarmState,
 };
 pub use node::{Node, NodeSettings};

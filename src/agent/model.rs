@@ -111,6 +111,19 @@ pub struct LocalTask {
     pub status: TaskStatus,
 }
 
+/// A namespace of this host that is to be on a network.
+#[derive(Debug, Clone)]
+pub struct AttachedNamespace {
+    /// Its name below `/run/netns`.
+    pub namespace: String,
+    /// The network.
+    pub network: NetworkId,
+    /// The address it has to have; `None` takes the next free one.
+    pub address: Option<IpAddr>,
+    /// Further names.
+    pub aliases: Vec<String>,
+}
+
 /// An image on this node.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ImageInfo {

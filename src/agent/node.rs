@@ -10,7 +10,7 @@ use crate::helper::HelperClient;
 use crate::helper::verbs::{self, CommandSpec, ErrorKind, Event as HelperEvent, ExecId, ImageName, VerbError};
 use crate::manager::Manager;
 use crate::sys::clock::Clock;
-use crate::types::{NetworkId, Queues, Role, TaskState, UnlockKey};
+use crate::types::{NetworkName, Queues, Role, TaskState, UnlockKey};
 use arc_swap::ArcSwapOption;
 use smol::channel::{Receiver, Sender, bounded};
 use std::collections::BTreeMap;
@@ -53,6 +53,8 @@ type ExitChannel = (Sender<(i32, String)>, Receiver<(i32, String)>);
 pub(super) struct Inner {
     pub(super) settings: NodeSettings,
     pub(super) environment: Environment,
+    /// Namespaces are attached and detached one at a time.
+    pub(super) attaching: smol::lock::Mutex<()>,
     /// Init, join, leave and restarts happen one at a time.
     pub(super) changing: smol::lock::Mutex<()>,
     pub(super) runtime: ArcSwapOption<Runtime>,
@@ -88,6 +90,7 @@ impl Node {
         let inner = Inner {
             settings,
             environment,
+            attaching: smol::lock::Mutex::new(()),
             changing: smol::lock::Mutex::new(()),
             runtime: ArcSwapOption::empty(),
             locked: ArcSwapOption::empty(),
@@ -159,8 +162,8 @@ impl Node {
         Some((*manager).clone())
     }
 
-    /// Id and name of every network of the swarm, as the managers last told.
-    pub fn network_names(&self) -> Vec<(NetworkId, String)> {
+    /// Every network of the swarm, as the managers last told.
+    pub fn network_names(&self) -> Vec<NetworkName> {
         self.inner.runtime.load_full().map(|runtime| runtime.view.load().names.clone()).unwrap_or_default()
     }
 

@@ -1,6 +1,6 @@
 //! Collects the parts of a push until its commit, so that what a node acts on always belongs together.
 
-use crate::types::{NetworkId, TaskAssignment, TaskId};
+use crate::types::{NetworkName, TaskAssignment, TaskId};
 use crate::wire::control::{NetworkView, RingView, SwarmView, ToAgent};
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ const MAX_ENTRIES: usize = 1 << 20;
 pub(crate) struct Push {
     pub(crate) swarm: Option<SwarmView>,
     pub(crate) ring: Option<RingView>,
-    pub(crate) names: Vec<(NetworkId, String)>,
+    pub(crate) names: Vec<NetworkName>,
     pub(crate) networks: Vec<NetworkView>,
     pub(crate) tasks: BTreeMap<TaskId, TaskAssignment>,
     pub(crate) records: Vec<Vec<u8>>,
@@ -51,7 +51,7 @@ impl Collector {
             ToAgent::Tasks(page) => self.push.tasks.extend(page.into_iter().map(|task| (task.id, task))),
             ToAgent::Records(page) => self.push.records.extend(page),
             ToAgent::Commit { .. } => return Ok(Some(std::mem::take(self).push)),
-            ToAgent::Alive | ToAgent::Removed | ToAgent::Probe => {}
+            ToAgent::Alive | ToAgent::Removed | ToAgent::Probe | ToAgent::AttachRefused { .. } => {}
         }
         Ok(None)
     }

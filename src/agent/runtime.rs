@@ -21,6 +21,7 @@ use crate::types::{BootId, Queues, Role};
 use crate::wire::control::ManagerView;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use smol::channel::{Receiver, Sender, bounded};
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
@@ -99,6 +100,7 @@ impl Runtime {
             core: Core::new(keys_config(environment, &membership, boot), clock.now(), sys::random::bytes()),
             gossip_socket,
             tasks: TaskTable::default(),
+            standalone: BTreeMap::new(),
             dataplane,
             allowed_offloads: environment.offloads,
             offloads: environment.offloads,

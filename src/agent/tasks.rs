@@ -99,13 +99,13 @@ impl TaskTable {
         }
     }
 
-    /// The command runs, or not.
-    pub(crate) fn started(&mut self, id: TaskId, outcome: Result<u32, StartError>, now: UnixTime) {
+    /// The command runs, or not; without a process where there is none.
+    pub(crate) fn started(&mut self, id: TaskId, outcome: Result<Option<u32>, StartError>, now: UnixTime) {
         let Some(entry) = self.entries.get_mut(&id).filter(|entry| entry.phase == Phase::Starting) else { return };
         match outcome {
             Ok(pid) => {
                 entry.phase = Phase::Running;
-                entry.status.pid = Some(pid);
+                entry.status.pid = pid;
                 let stop = entry.stop;
                 self.tell(id, TaskState::Running, "started", now);
                 if stop {
@@ -130,9 +130,14 @@ impl TaskTable {
         }
     }
 
-    /// A device of the task died under it: the task is of no use any more.
-    pub(crate) fn device_lost(&mut self, id: TaskId) {
+    /// It is to end whatever the managers want: a device of it died under it, or it is this node's own.
+    pub(crate) fn end_early(&mut self, id: TaskId) {
         self.stop(id);
+    }
+
+    /// Whether it is here, and not gone.
+    pub(crate) fn knows(&self, id: TaskId) -> bool {
+        self.entries.get(&id).is_some_and(|entry| entry.phase != Phase::Gone)
     }
 
     /// Nothing is left of it.
@@ -244,6 +249,7 @@ pub(super) mod tests {
             container,
             attachments: vec![],
             desired,
+            standalone: false,
         }
     }
 
@@ -274,7 +280,7 @@ pub(super) mod tests {
         assert_eq!(want(&mut table, Some(TaskState::Running)), [""; 0]);
         table.created(id, Ok(()), now);
         assert_eq!(steps(&mut table), ["start"]);
-        table.started(id, Ok(7), now);
+        table.started(id, Ok(Some(7)), now);
         assert_eq!(steps(&mut table), [""; 0]);
         assert_eq!(want(&mut table, Some(TaskState::Remove)), ["stop"]);
         table.exited(id, 143, "", now);

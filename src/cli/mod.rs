@@ -8,6 +8,7 @@
 //! cannot do, and the command's own for `exec`.
 
 mod argv;
+mod attach;
 mod daemon;
 mod duration;
 mod exec;
@@ -66,6 +67,8 @@ enum Verb {
     Image(image::Image),
     Exec(exec::Exec),
     Run(run::Run),
+    Attach(attach::Attach),
+    Detach(attach::Detach),
     Ps(system::Ps),
     Status(status::Status),
     Info(system::Info),
@@ -146,6 +149,8 @@ fn dispatch(formic: Formic, session: &mut Session) -> Result<u8, Failure> {
         Verb::Daemon(verb) => verb.run(socket).map(|()| 0),
         Verb::Exec(verb) => verb.run(session),
         Verb::Run(verb) => verb.run(session).map(|()| 0),
+        Verb::Attach(verb) => verb.run(session).map(|()| 0),
+        Verb::Detach(verb) => verb.run(session).map(|()| 0),
         Verb::Swarm(noun) => noun.run(session).map(|()| 0),
         Verb::Node(noun) => noun.run(session).map(|()| 0),
         Verb::Network(noun) => noun.run(session).map(|()| 0),

@@ -5,6 +5,7 @@ use super::table;
 use crate::api::client::Target;
 use crate::api::types::{Ipam, IpamConfig, NetworkCreate, NetworkCreated, NetworkResource};
 use argh::{ArgsInfo, FromArgs};
+use std::collections::BTreeMap;
 
 /// Manages the overlay networks of the swarm. Needs a manager.
 #[derive(FromArgs, ArgsInfo, Debug)]
@@ -42,7 +43,7 @@ struct Create {
     /// driver of the network; there is overlay only
     #[argh(option, short = 'd', arg_name = "driver", default = "String::from(\"overlay\")")]
     driver: String,
-    /// driver option; there is encrypted only
+    /// driver option: encrypted, com.docker.network.driver.mtu=BYTES
     #[argh(option, short = 'o', arg_name = "name[=value]")]
     opt: Vec<String>,
     /// IPv4 subnet (default: the next free one of the pool)
@@ -51,6 +52,18 @@ struct Create {
     /// gateway address (default: the first of the subnet)
     #[argh(option, arg_name = "address")]
     gateway: Vec<String>,
+    /// part of the subnet that addresses are given from
+    #[argh(option, arg_name = "subnet")]
+    ip_range: Vec<String>,
+    /// address that is never given, with a word for what has it
+    #[argh(option, arg_name = "name=address")]
+    aux_address: Vec<String>,
+    /// let nodes put containers and namespaces of their own on it
+    #[argh(switch)]
+    attachable: bool,
+    /// reach nothing outside of it, as is so on every network
+    #[argh(switch)]
+    internal: bool,
     /// label of the network
     #[argh(option, arg_name = "name=value")]
     label: Vec<String>,
@@ -64,10 +77,16 @@ impl Create {
         if self.gateway.len() > self.subnet.len() && !self.subnet.is_empty() {
             return Err(Failure::new("a network has one gateway: give --gateway once"));
         }
-        let count = self.subnet.len().max(self.gateway.len());
+        let auxiliary = !self.aux_address.is_empty();
+        let count = self.subnet.len().max(self.gateway.len()).max(self.ip_range.len()).max(usize::from(auxiliary));
         let at = |values: &[String], index: usize| values.get(index).cloned().unwrap_or_default();
         let config = (0..count)
-            .map(|index| IpamConfig { subnet: at(&self.subnet, index), gateway: at(&self.gateway, index) })
+            .map(|index| IpamConfig {
+                subnet: at(&self.subnet, index),
+                gateway: at(&self.gateway, index),
+                ip_range: at(&self.ip_range, index),
+                auxiliary_addresses: if index == 0 { pairs(&self.aux_address) } else { BTreeMap::new() },
+            })
             .collect();
         let request = NetworkCreate {
             name: self.name,
@@ -75,6 +94,8 @@ impl Create {
             ipam: Ipam { config, ..Ipam::default() },
             options: pairs(&self.opt),
             labels: pairs(&self.label),
+            attachable: self.attachable,
+            internal: self.internal,
             ..NetworkCreate::default()
         };
         let created: NetworkCreated = session.post(&Target::new(&["networks", "create"]), &request)?;

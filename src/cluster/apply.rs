@@ -101,6 +101,7 @@ impl State {
             Command::ShutDownTask { id, remove } => self.shut_down_task(*id, *remove, at),
             Command::ReportTasks { node, boot, statuses } => self.report_tasks(*node, *boot, statuses, at),
             Command::ConfirmTaskGone { node, boot, id } => self.confirm_task_gone(*node, *boot, *id, at),
+            Command::Attach { node, boot, id, request } => self.attach(*node, *boot, *id, request, at),
         }
     }
 

@@ -2,8 +2,8 @@
 
 use super::state::{CertificateAuthority, NodeState};
 use crate::types::{
-    Availability, BootId, ClusterId, ClusterSpec, Epoch, Fork, Key32, Machine, NetworkId, NetworkSpec, NodeAddresses,
-    NodeId, PublicKey, Queues, Role, ServiceId, ServiceSpec, TaskId, TaskStatus, UnixTime, carried_key,
+    AttachRequest, Availability, BootId, ClusterId, ClusterSpec, Epoch, Fork, Key32, Machine, NetworkId, NetworkSpec,
+    NodeAddresses, NodeId, PublicKey, Queues, Role, ServiceId, ServiceSpec, TaskId, TaskStatus, UnixTime, carried_key,
 };
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -310,6 +310,18 @@ pub enum Command {
         boot: BootId,
         /// The task.
         id: TaskId,
+    },
+    /// A node puts a container or a namespace of its own on an attachable network: a task that belongs to no service,
+    /// placed on that node, with its address. Said again it changes nothing.
+    Attach {
+        /// The node.
+        node: NodeId,
+        /// The boot that says so: the word of another one counts for nothing.
+        boot: BootId,
+        /// The task, drawn by the node.
+        id: TaskId,
+        /// As wanted.
+        request: AttachRequest,
     },
 }
 

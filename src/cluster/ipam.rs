@@ -4,10 +4,11 @@
 //! Invariants: subnets of two networks never overlap; the network, broadcast and gateway address are never given; a
 //! freed address is not given again before the search has gone round the whole subnet.
 
-use super::limits::{MAX_SUBNET_PREFIX, MIN_SUBNET_PREFIX};
+use super::limits::{AUXILIARY, MAX_SUBNET_PREFIX, MIN_SUBNET_PREFIX, NETWORK_MTU_BYTES};
 use super::{Network, Refusal};
-use crate::types::{ClusterSpec, TaskId};
+use crate::types::{ClusterSpec, NetworkSpec, TaskId};
 use ipnet::{IpNet, Ipv4Net};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
@@ -98,17 +99,77 @@ pub(super) fn choose_gateway(subnet: &IpNet, wanted: Option<IpAddr>) -> Result<I
     }
 }
 
+/// What a new network has beside its subnet and gateway.
+pub(super) fn check_details(subnet: &IpNet, gateway: IpAddr, spec: &NetworkSpec) -> Result<(), Refusal> {
+    let NetworkSpec { ip_range, auxiliary, mtu_bytes, .. } = spec;
+    if let Some(range) = ip_range.filter(|range| !subnet.contains(range)) {
+        return Err(Refusal::Invalid(format!("ip-range {range} is not in subnet {subnet}")));
+    }
+    if auxiliary.len() > AUXILIARY {
+        return Err(Refusal::Invalid(format!("at most {AUXILIARY} auxiliary addresses are allowed")));
+    }
+    let hosts = hosts(subnet);
+    for address in auxiliary.values() {
+        if address.is_ipv4() != subnet.addr().is_ipv4() || !hosts.contains(&number_of(*address)) {
+            return Err(Refusal::Invalid(format!(
+                "auxiliary address {address} is not a host address of subnet {subnet}"
+            )));
+        }
+        if *address == gateway {
+            return Err(Refusal::Invalid(format!("auxiliary address {address} is the gateway's")));
+        }
+    }
+    if let Some(mtu) = mtu_bytes.filter(|mtu| !NETWORK_MTU_BYTES.contains(mtu)) {
+        let (least, most) = (NETWORK_MTU_BYTES.start(), NETWORK_MTU_BYTES.end());
+        return Err(Refusal::Invalid(format!("an MTU of {mtu} bytes is not possible: {least} to {most} are")));
+    }
+    Ok(())
+}
+
 impl Network {
     /// How many tasks it has room for.
     pub fn capacity(&self) -> u128 {
-        let hosts = hosts(&self.subnet);
-        // One host address is the gateway's.
-        hosts.end().saturating_sub(*hosts.start())
+        let range = self.range();
+        let inside = |address: &&IpAddr| range.contains(&number_of(**address));
+        let reserved: BTreeSet<&IpAddr> = self.spec.auxiliary.values().chain([&self.gateway]).filter(inside).collect();
+        (range.end() - range.start()).saturating_add(1).saturating_sub(reserved.len() as u128)
     }
 
     /// How many more tasks it has room for.
     pub fn free(&self) -> u128 {
-        self.capacity().saturating_sub(self.addresses.len() as u128)
+        let range = self.range();
+        let taken = self.addresses.keys().filter(|address| range.contains(&number_of(**address))).count();
+        self.capacity().saturating_sub(taken as u128)
+    }
+
+    /// The addresses that are given without being asked for.
+    fn range(&self) -> RangeInclusive<u128> {
+        let hosts = hosts(&self.subnet);
+        match self.spec.ip_range.map(|range| span(&range)) {
+            Some(range) => *range.start().max(hosts.start())..=*range.end().min(hosts.end()),
+            None => hosts,
+        }
+    }
+
+    /// Whether it is the gateway's or an auxiliary address.
+    fn is_reserved(&self, address: &IpAddr) -> bool {
+        *address == self.gateway || self.spec.auxiliary.values().any(|reserved| reserved == address)
+    }
+
+    /// An address that somebody has to have, with the subnet's prefix length.
+    pub(super) fn wanted_address(&self, address: IpAddr) -> Result<IpNet, Refusal> {
+        let (name, subnet) = (&self.spec.name, self.subnet);
+        let family = address.is_ipv4() == subnet.addr().is_ipv4();
+        let net = IpNet::new(address, subnet.prefix_len()).ok();
+        match net.filter(|_| family && hosts(&subnet).contains(&number_of(address))) {
+            None => {
+                Err(Refusal::Invalid(format!("{address} is not a host address of subnet {subnet} of network {name}")))
+            }
+            Some(_) if self.is_reserved(&address) || self.addresses.contains_key(&address) => {
+                Err(Refusal::Invalid(format!("Address already in use: {address} of network {name}")))
+            }
+            Some(net) => Ok(net),
+        }
     }
 
     /// Why no task can be added, when none can.
@@ -118,15 +179,15 @@ impl Network {
 
     /// The next free address from the cursor on, going round once.
     pub(super) fn next_free(&self) -> Option<IpAddr> {
-        let hosts = hosts(&self.subnet);
-        let mut number = self.cursor.clamp(*hosts.start(), *hosts.end());
-        // Each step passes a taken address; the gateway is one more.
-        for _ in 0..=self.addresses.len().saturating_add(1) {
+        let range = self.range();
+        let mut number = self.cursor.clamp(*range.start(), *range.end());
+        // Each step passes an address that is taken, or reserved as the gateway is.
+        for _ in 0..=self.addresses.len().saturating_add(self.spec.auxiliary.len()).saturating_add(1) {
             let address = address_of(number, &self.subnet);
-            if address != self.gateway && !self.addresses.contains_key(&address) {
+            if !self.is_reserved(&address) && !self.addresses.contains_key(&address) {
                 return Some(address);
             }
-            number = following(number, &hosts);
+            number = following(number, &range);
         }
         None
     }
@@ -134,7 +195,11 @@ impl Network {
     /// Gives a free address to a task and moves the cursor past it.
     pub(super) fn take(&mut self, address: IpAddr, task: TaskId) {
         self.addresses.insert(address, task);
-        self.cursor = following(number_of(address), &hosts(&self.subnet));
+        let (number, range) = (number_of(address), self.range());
+        // One that was asked for, outside of the range, says nothing of where the search stands.
+        if range.contains(&number) {
+            self.cursor = following(number, &range);
+        }
     }
 }
 

@@ -18,6 +18,10 @@ pub const NETWORKS: usize = 4096;
 pub const SERVICES: usize = 10_000;
 /// Networks of one service: interfaces of one task.
 pub const NETWORKS_PER_SERVICE: usize = 16;
+/// Containers and namespaces of one node on attachable networks: as many tasks as a node holds.
+pub const STANDALONE_PER_NODE: usize = 1024;
+/// Auxiliary addresses of one network: each is looked at for every address that is given.
+pub const AUXILIARY: usize = 64;
 /// Wanted tasks of one service.
 pub const REPLICAS: u64 = 10_000;
 /// Wanted tasks of all services: bounds the state's size and the time of a plan.
@@ -49,6 +53,8 @@ pub const CONTAINER_BYTES: usize = 32 * 1024;
 pub const API_SPEC_BYTES: usize = 256 * 1024;
 /// Further names of a task on one network.
 pub const ALIASES: usize = 32;
+/// Bytes of the MTU inside a network: from the least that IPv4 hosts must take (RFC 791) to the longest packet.
+pub const NETWORK_MTU_BYTES: std::ops::RangeInclusive<u32> = 576..=65_535;
 /// The widest subnet: a quarter of a percent of IPv4, and the pool's own size.
 pub const MIN_SUBNET_PREFIX: u8 = 8;
 /// The narrowest subnet: a gateway and one task.

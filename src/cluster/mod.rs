@@ -4,7 +4,7 @@
 //! - `state`: what is known: nodes, networks, services, tasks, the key ring.
 //! - `command`: what may change it, and why a change is refused.
 //! - `apply`: the only way to change it; each noun's file holds its commands: `settings`, `nodes`, `keys`,
-//!   `networks`, `services`, `tasks`.
+//!   `networks`, `services`, `tasks`, `standalone`.
 //! - `roots`: the replacement of the root certificate, and of the key that signs records.
 //! - `ipam`: subnets of the pool, addresses of a subnet.
 //! - `schedule`: which commands the wanted services ask for (`plan`): create, place, replace, forget tasks.
@@ -38,6 +38,7 @@ mod roots;
 pub mod schedule;
 mod services;
 mod settings;
+mod standalone;
 mod state;
 mod suit;
 mod tasks;

@@ -27,6 +27,7 @@ impl State {
         check_labels("options", &spec.options)?;
         let subnet = ipam::choose_subnet(&self.cluster.spec, self.networks.values(), spec.subnet)?;
         let gateway = ipam::choose_gateway(&subnet, spec.gateway)?;
+        ipam::check_details(&subnet, gateway, spec)?;
         let cursor = ipam::first_cursor(&subnet);
         let (spec, addresses, version) = (spec.clone(), BTreeMap::new(), self.index);
         let network = Network { id, spec, subnet, gateway, cursor, addresses, created_at: at, version };

@@ -3,8 +3,8 @@
 use super::Exposure;
 use crate::types::{
     Attachment, Availability, BootId, ClusterId, ClusterSpec, ContainerSpec, EndpointKey, Epoch, EpochPhase, Fork,
-    Generation, Key32, Machine, NetworkId, NetworkSpec, NodeAddresses, NodeId, PublicKey, Queues, Resources, Role,
-    ServiceId, ServiceSpec, TaskId, TaskState, TaskStatus, UnixTime, carried_key,
+    Generation, Key32, Machine, NetworkId, NetworkName, NetworkSpec, NodeAddresses, NodeId, PublicKey, Queues,
+    Resources, Role, ServiceId, ServiceSpec, TaskId, TaskState, TaskStatus, UnixTime, carried_key,
 };
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -252,8 +252,10 @@ pub struct Service {
 pub struct Task {
     /// Its id.
     pub id: TaskId,
-    /// Its service.
+    /// Its service; no service has this id if it is [`Task::standalone`].
     pub service: ServiceId,
+    /// Of a container or namespace that its node put on an attachable network: its name.
+    pub standalone: Option<String>,
     /// Which replica, from 1; 0 of a global service.
     pub slot: u64,
     /// Of a global service: the node that it is for.
@@ -333,6 +335,13 @@ pub struct Ring {
 impl CertificateAuthority {
     pub(super) fn duplicate(&self) -> CertificateAuthority {
         CertificateAuthority { certificate: self.certificate.clone(), key: self.key.clone() }
+    }
+}
+
+impl Network {
+    /// What every node is told of it.
+    pub fn told(&self) -> NetworkName {
+        NetworkName { id: self.id, name: self.spec.name.clone(), attachable: self.spec.attachable }
     }
 }
 

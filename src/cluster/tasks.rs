@@ -17,7 +17,7 @@ use std::net::IpAddr;
 /// The texts of Docker's scheduler.
 const CREATED: &str = "created";
 const PENDING: &str = "pending task scheduling";
-const ASSIGNED: &str = "scheduler assigned task to node";
+pub(super) const ASSIGNED: &str = "scheduler assigned task to node";
 
 impl State {
     pub(super) fn create_task(
@@ -42,6 +42,7 @@ impl State {
         let task = Task {
             id,
             service,
+            standalone: None,
             slot,
             bound_to,
             node: None,
@@ -153,7 +154,9 @@ impl State {
         if task.node != Some(node) {
             return Err(Refusal::Forbidden(format!("task {id} is not on node {node}")));
         }
-        let (service, remove) = (task.service, task.desired == TaskState::Remove);
+        // Nobody looks at what is left of a task without a service.
+        let remove = task.desired == TaskState::Remove || task.standalone.is_some();
+        let service = task.service;
         if remove {
             self.forget_task(id);
             self.end_service(service);
@@ -257,7 +260,7 @@ impl State {
     }
 }
 
-fn free_address(network: &Network) -> Result<IpNet, Refusal> {
+pub(super) fn free_address(network: &Network) -> Result<IpNet, Refusal> {
     let free: Option<IpAddr> = network.next_free();
     let net = free.and_then(|address| IpNet::new(address, network.subnet.prefix_len()).ok());
     net.ok_or_else(|| Refusal::NotNow(network.full_text()))
@@ -294,6 +297,6 @@ fn moved_forward(task: &Task, said: &TaskStatus, at: UnixTime) -> Option<TaskSta
     (new != *old).then_some(TaskStatus { at, ..new })
 }
 
-fn status(state: TaskState, message: &str, error: &str, at: UnixTime) -> TaskStatus {
+pub(super) fn status(state: TaskState, message: &str, error: &str, at: UnixTime) -> TaskStatus {
     TaskStatus { state, message: message.to_owned(), error: error.to_owned(), exit_code: None, pid: None, at }
 }

@@ -55,16 +55,17 @@ impl State {
     /// The task as its node is told to have it; `None` when it has no node or is gone.
     pub fn assignment(&self, task: &Task) -> Option<TaskAssignment> {
         let node = task.node.filter(|_| !task.gone)?;
-        let service_name = self.services.get(&task.service).map(|service| service.spec.name.clone());
+        let service_name = || self.services.get(&task.service).map(|service| service.spec.name.clone());
         Some(TaskAssignment {
             id: task.id,
             service: task.service,
-            service_name: service_name.unwrap_or_default(),
+            service_name: task.standalone.clone().or_else(service_name).unwrap_or_default(),
             slot: task.slot,
             node,
             container: task.container.clone(),
             attachments: task.attachments.clone(),
             desired: task.desired,
+            standalone: task.standalone.is_some(),
         })
     }
 }

@@ -6,11 +6,12 @@
 
 use super::verbs::{
     Answer, CommandSpec, ErrorKind, Event, ExecId, ImageInfo, ImageName, ImportSummary, Interface, MAX_MESSAGE_BYTES,
-    Message, SignalTarget, TaskLaunch, Verb, VerbError, decode, encode_request,
+    Message, NamespaceName, SignalTarget, TaskLaunch, Verb, VerbError, decode, encode_request,
 };
 use crate::sys::seqpacket::SeqPacket;
 use crate::sys::tun::{TunDevice, TunDriver};
 use crate::types::{Queues, TaskId};
+use ipnet::IpNet;
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use smol::Async;
@@ -192,6 +193,23 @@ impl HelperClient {
             (Answer::Network, fds) if fds.len() == devices * each => {
                 let mut fds = fds.into_iter().map(|fd| TunDevice::from_fd(fd, driver));
                 Ok((0..devices).map(|_| fds.by_ref().take(each).collect()).collect())
+            }
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// Makes a device in a network namespace of somebody else; its queues.
+    pub async fn attach_namespace(
+        &self,
+        namespace: NamespaceName,
+        (address, mtu): (IpNet, u32),
+        driver: TunDriver,
+        queues: Queues,
+    ) -> Result<Vec<TunDevice>, VerbError> {
+        let each = usize::from(driver.queues(queues).count());
+        match self.call(&Verb::AttachNamespace { namespace, address, mtu, driver, queues }, &[]).await? {
+            (Answer::Network, fds) if fds.len() == each => {
+                Ok(fds.into_iter().map(|fd| TunDevice::from_fd(fd, driver)).collect())
             }
             (other, _) => Err(unexpected(&other)),
         }

@@ -24,6 +24,8 @@ pub const MAX_INTERFACES: usize = 16;
 pub const MAX_STRINGS: usize = 4096;
 /// Bytes of an image's name.
 pub const MAX_IMAGE_NAME_BYTES: usize = 128;
+/// Bytes of a network namespace's name: a task is named after it.
+pub const MAX_NAMESPACE_NAME_BYTES: usize = 63;
 /// Images that one node keeps: a list of them fits one message.
 pub const MAX_IMAGES: usize = 512;
 /// The longest grace before a task is killed: an hour.
@@ -40,6 +42,11 @@ pub struct ImageName(String);
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct InterfaceName(String);
+
+/// The name of a network namespace that somebody made with `ip netns add`: a file name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct NamespaceName(String);
 
 macro_rules! checked_name {
     ($name:ident, $valid:path, $what:literal) => {
@@ -86,6 +93,7 @@ macro_rules! checked_name {
 
 checked_name!(ImageName, is_image_name, "an image name");
 checked_name!(InterfaceName, is_interface_name, "an interface name");
+checked_name!(NamespaceName, is_namespace_name, "the name of a network namespace");
 
 fn is_image_name(text: &str) -> bool {
     text.len() <= MAX_IMAGE_NAME_BYTES
@@ -99,6 +107,13 @@ fn is_interface_name(text: &str) -> bool {
     (1..=3).contains(&digits.len())
         && digits.bytes().all(|b| b.is_ascii_digit())
         && (digits == "0" || !digits.starts_with('0'))
+}
+
+/// What `ip netns add` takes: no path, and nothing that would be one.
+fn is_namespace_name(text: &str) -> bool {
+    (1..=MAX_NAMESPACE_NAME_BYTES).contains(&text.len())
+        && !text.starts_with('.')
+        && text.bytes().all(|b| b.is_ascii_graphic() && b != b'/')
 }
 
 /// One interface of a task's network.
@@ -239,6 +254,20 @@ pub enum Verb {
     RemoveImage {
         /// Its name.
         name: ImageName,
+    },
+    /// Make one TUN in a network namespace of `/run/netns`, under the first `eth` name that is free there. It is gone
+    /// when its queues are closed. Answer: [`Answer::Network`] with the descriptors of its queues.
+    AttachNamespace {
+        /// The namespace.
+        namespace: NamespaceName,
+        /// The device's address with the prefix length of its network.
+        address: IpNet,
+        /// Its MTU in bytes, within [`MTU_BYTES`].
+        mtu: u32,
+        /// How packets are framed.
+        driver: TunDriver,
+        /// As in [`Verb::CreateTaskNetwork`].
+        queues: Queues,
     },
 }
 
@@ -437,6 +466,7 @@ fn validate(verb: &Verb) -> Result<(), VerbError> {
         Verb::ImportImage { source, .. } => {
             require(source.is_absolute() && !has_nul(source), "the directory must be an absolute path")
         }
+        Verb::AttachNamespace { address, mtu, .. } => validate_device(*address, *mtu),
         Verb::RemoveTask { .. } | Verb::ListImages | Verb::RemoveImage { .. } => Ok(()),
     }
 }
@@ -447,13 +477,14 @@ fn validate_interfaces(interfaces: &[Interface]) -> Result<(), VerbError> {
     names.sort_unstable();
     names.dedup();
     require(names.len() == interfaces.len(), "two interfaces of the same name")?;
-    for interface in interfaces {
-        require(MTU_BYTES.contains(&interface.mtu), "an MTU out of 576..=65535")?;
-        require(matches!(interface.address, IpNet::V4(_)), "IPv6 inside a network comes later")?;
-        let address = interface.address.addr();
-        require(!address.is_unspecified() && !address.is_loopback() && !address.is_multicast(), "not a host address")?;
-    }
-    Ok(())
+    interfaces.iter().try_for_each(|interface| validate_device(interface.address, interface.mtu))
+}
+
+fn validate_device(address: IpNet, mtu: u32) -> Result<(), VerbError> {
+    require(MTU_BYTES.contains(&mtu), "an MTU out of 576..=65535")?;
+    require(matches!(address, IpNet::V4(_)), "IPv6 inside a network comes later")?;
+    let address = address.addr();
+    require(!address.is_unspecified() && !address.is_loopback() && !address.is_multicast(), "not a host address")
 }
 
 fn validate_command(command: &CommandSpec) -> Result<(), VerbError> {

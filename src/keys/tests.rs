@@ -74,6 +74,7 @@ impl Host {
             name: "net".into(),
             transform: Transform::Gcm,
             subnet: "10.0.1.0/24".parse().unwrap(),
+            mtu_bytes: None,
             members: members.to_vec(),
         };
         self.keys.handle_networks(&[view], now);

@@ -266,9 +266,10 @@ fn want_tombstone(
 
 fn endpoint(state: &State, task: &Task, attachment: &Attachment, node: NodeId) -> Endpoint {
     let service = state.services.get(&task.service).map(|service| service.spec.name.clone()).unwrap_or_default();
+    let name = || format!("{}.{}", task_name(&service, task.slot, Some(node)), task.id);
     let body = EndpointBody {
         address: attachment.address.addr(),
-        name: format!("{}.{}", task_name(&service, task.slot, Some(node)), task.id),
+        name: task.standalone.clone().unwrap_or_else(name),
         aliases: attachment.aliases.clone(),
         service,
         task_slot: task.slot,

@@ -146,6 +146,10 @@ pub(crate) fn command(
             due.then_some(Command::RequestEarlyRotation { node })
         }
         FromAgent::Tasks { statuses } => report(state, speaker, statuses, dropped),
+        FromAgent::Attach { id, request } => {
+            let known = state.tasks.get(&id).is_some_and(|task| task.node == Some(node));
+            (!known).then_some(Command::Attach { node, boot, id, request })
+        }
         FromAgent::TaskGone { id } => match state.tasks.get(&id) {
             Some(task) if task.node == Some(node) => {
                 (!task.gone).then_some(Command::ConfirmTaskGone { node, boot, id })

@@ -1,7 +1,7 @@
 //! What one node may know of the state, as the frames of one push.
 
 use super::book::RecordBook;
-use crate::cluster::{NodeState, State};
+use crate::cluster::{Network, NodeState, State};
 use crate::crypto;
 use crate::esp::{gossip_key, network_key};
 use crate::types::{NetworkId, NodeId, Transform};
@@ -33,7 +33,7 @@ pub(crate) fn compose(state: &State, node: NodeId, book: &RecordBook, cursor: u6
         frame::encode(&ToAgent::Swarm(swarm_view(state)))?,
         frame::encode(&ToAgent::Ring(ring_view(state, &networks)))?,
     ];
-    let names = state.networks.values().map(|network| (network.id, network.spec.name.clone())).collect();
+    let names = state.networks.values().map(Network::told).collect();
     pages(names, ToAgent::Names, &mut frames)?;
     pages(networks.iter().filter_map(|id| network_view(state, *id)).collect(), ToAgent::Networks, &mut frames)?;
     pages(state.tasks_of(node), ToAgent::Tasks, &mut frames)?;
@@ -83,6 +83,7 @@ fn network_view(state: &State, id: NetworkId) -> Option<NetworkView> {
         name: network.spec.name.clone(),
         transform: if network.spec.encrypted { Transform::Gcm } else { Transform::Gmac },
         subnet: network.subnet,
+        mtu_bytes: network.spec.mtu_bytes,
         members: state.members(id).into_iter().map(|node| (node, live(&node))).collect(),
     })
 }

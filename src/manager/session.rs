@@ -328,10 +328,17 @@ impl Session {
                 }
                 continue;
             }
+            let attaching = if let FromAgent::Attach { id, .. } = &message { Some(*id) } else { None };
             let Some(command) = self.command(message) else { continue };
             pace.step().await;
             match self.inner.propose(command).await {
                 Ok(_) => {}
+                Err(ManagerError::Refused(refusal)) if let Some(id) = attaching => {
+                    let reason = refusal.to_string();
+                    if let Err(error) = writer.lock().await.write(&ToAgent::AttachRefused { id, reason }).await {
+                        return error;
+                    }
+                }
                 Err(ManagerError::Refused(refusal)) => {
                     tracing::warn!(node = %self.node, boot = %self.boot, %refusal, "a node's report was refused");
                 }

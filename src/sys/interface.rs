@@ -62,6 +62,11 @@ pub fn set_address(name: &str, address: IpNet) -> io::Result<()> {
         .map_err(|error| explain(format_args!("set the prefix of {name} to {address}"), error))
 }
 
+/// Whether the thread's namespace has an interface of this name.
+pub fn exists(name: &str) -> bool {
+    nix::net::if_::if_nametoindex(name).is_ok()
+}
+
 /// Sets the MTU in bytes.
 pub fn set_mtu(name: &str, mtu_bytes: u32) -> io::Result<()> {
     let mut set = request(name)?;

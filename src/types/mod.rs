@@ -21,8 +21,8 @@ pub use offloads::{Offload, Offloads, UnknownOffload};
 pub use placement::{Attribute, Constraint, ConstraintError, Machine, Placement, Resources, ServiceMode};
 pub use queues::{Queues, QueuesError};
 pub use spec::{
-    Attachment, Availability, ClusterSpec, ContainerSpec, EpochPhase, NetworkSpec, NodeAddresses, Role, ServiceSpec,
-    TaskAssignment, TaskState, TaskStatus, task_name,
+    AttachRequest, Attachment, Availability, ClusterSpec, ContainerSpec, EpochPhase, NetworkName, NetworkSpec,
+    NodeAddresses, Role, ServiceSpec, TaskAssignment, TaskState, TaskStatus, task_name, unmanaged_text,
 };
 pub use time::{Time, UnixTime};
 pub use unlock::{NotAnUnlockKey, UnlockKey};

@@ -87,7 +87,7 @@ impl Default for ClusterSpec {
 }
 
 /// A wanted overlay network.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkSpec {
     /// Unique name.
     pub name: String,
@@ -101,10 +101,53 @@ pub struct NetworkSpec {
     pub subnet: Option<IpNet>,
     /// The wanted gateway address; `None` takes the subnet's first.
     pub gateway: Option<IpAddr>,
+    /// Nodes may put containers and namespaces of their own on it, which belong to no service.
+    pub attachable: bool,
+    /// The user said that nothing outside of it is to be reached from it. That holds for every network.
+    pub internal: bool,
+    /// The part of the subnet that addresses are given from; `None` is all of it.
+    pub ip_range: Option<IpNet>,
+    /// Addresses that are never given, each with the user's word for what has it.
+    pub auxiliary: BTreeMap<String, IpAddr>,
+    /// Bytes of the MTU of the interfaces on it at most; `None` leaves it to each node's underlay.
+    pub mtu_bytes: Option<u32>,
+}
+
+/// The refusal of the specification: only tasks have the keys of a network that is not attachable.
+pub fn unmanaged_text(network: &str) -> String {
+    format!(
+        "swarm-scoped network ({network}) is not compatible with `docker create` or `docker run`. This network can only be used by a docker service."
+    )
+}
+
+/// What every node knows of every network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkName {
+    /// Its id.
+    pub id: NetworkId,
+    /// Its name.
+    pub name: String,
+    /// See [`NetworkSpec::attachable`].
+    pub attachable: bool,
+}
+
+/// What a node asks for when a container or a namespace of its own is to be on an attachable network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachRequest {
+    /// What it is called on its node; for people.
+    pub name: String,
+    /// What runs there, in words: an image, or the namespace.
+    pub image: String,
+    /// The network.
+    pub network: NetworkId,
+    /// The address it has to have; `None` takes the next free one.
+    pub address: Option<IpAddr>,
+    /// Further names.
+    pub aliases: Vec<String>,
 }
 
 /// What runs in a task.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerSpec {
     /// Image name, normalised (`my-image:latest`); `host:latest` is the host's own files.
     pub image: String,
@@ -251,11 +294,16 @@ pub struct TaskAssignment {
     pub attachments: Vec<Attachment>,
     /// Where to bring it: `Running`, `Shutdown`, or `Remove` (shut down, then forget).
     pub desired: TaskState,
+    /// It belongs to no service: its node asked for it, and `service_name` is its own name.
+    pub standalone: bool,
 }
 
 impl TaskAssignment {
     /// Its name: `service.slot`, or `service.node` of a global service.
     pub fn name(&self) -> String {
+        if self.standalone {
+            return self.service_name.clone();
+        }
         task_name(&self.service_name, self.slot, Some(self.node))
     }
 

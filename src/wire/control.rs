@@ -3,8 +3,9 @@
 //! server's first an [`Answer`]; after [`Answer::Opened`] the agent sends [`FromAgent`] and the manager [`ToAgent`].
 
 use crate::types::{
-    Availability, BootId, ClusterId, Epoch, EpochPhase, Fork, Key32, Machine, NetworkId, NodeAddresses, NodeId,
-    Offloads, PublicKey, Queues, Role, TaskAssignment, TaskId, TaskStatus, Transform, carried_key,
+    AttachRequest, Availability, BootId, ClusterId, Epoch, EpochPhase, Fork, Key32, Machine, NetworkId, NetworkName,
+    NodeAddresses, NodeId, Offloads, PublicKey, Queues, Role, TaskAssignment, TaskId, TaskStatus, Transform,
+    carried_key,
 };
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -190,6 +191,14 @@ pub enum FromAgent {
         /// The task.
         id: TaskId,
     },
+    /// A container or a namespace of this node is to be on an attachable network. Answered by a push with the task, or
+    /// by [`ToAgent::AttachRefused`]; said again it changes nothing.
+    Attach {
+        /// The task that it is to be, drawn by the node.
+        id: TaskId,
+        /// As wanted.
+        request: AttachRequest,
+    },
 }
 
 /// From a manager in a session. A *push* is any number of parts, then [`ToAgent::Commit`]: the agent collects the
@@ -202,8 +211,8 @@ pub enum ToAgent {
     Swarm(SwarmView),
     /// Part: the whole key ring as this node may know it.
     Ring(RingView),
-    /// Part, paged: id and name of every network.
-    Names(Vec<(NetworkId, String)>),
+    /// Part, paged: what every node knows of every network.
+    Names(Vec<NetworkName>),
     /// Part, paged: the networks that have a task on this node.
     Networks(Vec<NetworkView>),
     /// Part, paged: the tasks of this node.
@@ -220,6 +229,13 @@ pub enum ToAgent {
     /// Somebody else opens a session of this node and boot: does this one live? Answered by [`FromAgent::Heartbeat`] at
     /// once.
     Probe,
+    /// What [`FromAgent::Attach`] asked for is not given.
+    AttachRefused {
+        /// The task that was to be.
+        id: TaskId,
+        /// Why, for people.
+        reason: String,
+    },
 }
 
 /// A manager, as nodes know it.
@@ -298,6 +314,8 @@ pub struct NetworkView {
     pub transform: Transform,
     /// Its subnet.
     pub subnet: IpNet,
+    /// The MTU inside at most, in bytes.
+    pub mtu_bytes: Option<u32>,
     /// The nodes that have a task on it, and whether each has a session now.
     pub members: Vec<(NodeId, bool)>,
 }

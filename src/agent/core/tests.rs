@@ -74,6 +74,7 @@ fn push(epochs: [u32; 3], records: Vec<Vec<u8>>) -> Push {
         name: "net".into(),
         transform: Transform::Gcm,
         subnet: "10.0.0.0/8".parse().unwrap(),
+        mtu_bytes: None,
         members: vec![(node(1), true), (node(2), true)],
     }];
     let attestation: Vec<PublicKey> = vec![signer().public()];

@@ -1,11 +1,12 @@
 //! What the API needs of the daemon behind it, as a trait so that the handlers can be tried without a daemon.
 
 use crate::agent::{
-    ExecIo, ExecRequest, ImageInfo, InitRequest, JoinTarget, LocalTask, Node, NodeError, Status, SwarmInfo,
+    AttachedNamespace, ExecIo, ExecRequest, ImageInfo, InitRequest, JoinTarget, LocalTask, Node, NodeError, Status,
+    SwarmInfo,
 };
 use crate::cluster::{Command, NewRoot, Reply, State};
 use crate::manager::ManagerError;
-use crate::types::{NetworkId, NodeId, UnlockKey};
+use crate::types::{NetworkId, NetworkName, NodeId, TaskAssignment, UnlockKey};
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -30,8 +31,8 @@ pub(super) trait Backend: Send + Sync + 'static {
     fn new_root(&self) -> Result<NewRoot, ManagerError>;
     /// The worker and the manager join token, if this node is a manager.
     fn join_tokens(&self) -> Option<(String, String)>;
-    /// Id and name of every network this node has heard of.
-    fn network_names(&self) -> Vec<(NetworkId, String)>;
+    /// Every network this node has heard of.
+    fn network_names(&self) -> Vec<NetworkName>;
     /// `swarm init`.
     fn init(&self, request: InitRequest) -> Answer<'_, Result<NodeId, NodeError>>;
     /// `swarm join`.
@@ -46,6 +47,10 @@ pub(super) trait Backend: Send + Sync + 'static {
     fn tasks(&self) -> Vec<LocalTask>;
     /// Runs a command in a task.
     fn exec(&self, request: ExecRequest, io: ExecIo) -> Answer<'_, Result<i32, NodeError>>;
+    /// Puts a namespace of this host on a network.
+    fn attach(&self, wanted: AttachedNamespace) -> Answer<'_, Result<TaskAssignment, NodeError>>;
+    /// Takes it off again.
+    fn detach(&self, namespace: String, network: NetworkId) -> Answer<'_, Result<(), NodeError>>;
     /// Copies a root directory into the image store.
     fn import_image(&self, name: String, directory: PathBuf) -> Answer<'_, Result<ImageInfo, NodeError>>;
     /// The images of this node.
@@ -102,7 +107,7 @@ impl Backend for Node {
         self.manager().map(|manager| manager.join_tokens())
     }
 
-    fn network_names(&self) -> Vec<(NetworkId, String)> {
+    fn network_names(&self) -> Vec<NetworkName> {
         Node::network_names(self)
     }
 
@@ -132,6 +137,14 @@ impl Backend for Node {
 
     fn exec(&self, request: ExecRequest, io: ExecIo) -> Answer<'_, Result<i32, NodeError>> {
         Box::pin(Node::exec(self, request, io))
+    }
+
+    fn attach(&self, wanted: AttachedNamespace) -> Answer<'_, Result<TaskAssignment, NodeError>> {
+        Box::pin(self.attach_namespace(wanted))
+    }
+
+    fn detach(&self, namespace: String, network: NetworkId) -> Answer<'_, Result<(), NodeError>> {
+        Box::pin(async move { self.detach_namespace(&namespace, network).await })
     }
 
     fn import_image(&self, name: String, directory: PathBuf) -> Answer<'_, Result<ImageInfo, NodeError>> {

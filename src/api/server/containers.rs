@@ -27,14 +27,14 @@ pub(super) fn list(backend: &dyn Backend, request: &Request) -> Result<respond::
             && filters.any("status", |status| status == state_word(task.status.state))
             && filters.labels("label", &labels(task))
     };
-    let networks = networks::known_names(backend).into_iter().map(|(id, name)| (id.to_string(), name)).collect();
+    let networks = networks::names_by_id(backend);
     let found = tasks.iter().filter(|task| fits(task)).take(limit.unwrap_or(usize::MAX));
     Ok(respond::json(&found.map(|task| summary(task, &networks, time::now())).collect::<Vec<_>>()))
 }
 
 pub(super) fn inspect(backend: &dyn Backend, wanted: &str) -> Result<respond::Response, ApiError> {
     let task = find(backend, wanted)?;
-    let networks = networks::known_names(backend).into_iter().map(|(id, name)| (id.to_string(), name)).collect();
+    let networks = networks::names_by_id(backend);
     Ok(respond::json(&details(&task, &networks)))
 }
 
@@ -44,8 +44,9 @@ pub(super) fn create(backend: &dyn Backend, request: &Request) -> Result<respond
     let value = request.value()?;
     let known = networks::known_names(backend);
     for wanted in wanted_networks(&value) {
-        if let Ok(name) = lookup::network_name(&known, &wanted) {
-            return Err(networks::unmanaged(&name));
+        if let Ok(network) = lookup::network_name(&known, &wanted) {
+            networks::require_attachable(&network)?;
+            continue;
         }
         if !names::RESERVED_NETWORKS.contains(&wanted.as_str()) && !wanted.starts_with("container:") {
             // Not a 404: on that the client would pull the image.
@@ -53,7 +54,7 @@ pub(super) fn create(backend: &dyn Backend, request: &Request) -> Result<respond
         }
     }
     Err(ApiError::bad_request(
-        "Formic runs containers as tasks of services only: use `docker service create` instead of `docker create` or `docker run`",
+        "Formic runs containers as tasks of services only: use `docker service create` instead of `docker create` or `docker run`, or `formic attach` for a namespace of your own",
     ))
 }
 
@@ -110,8 +111,11 @@ pub(super) fn short_name(task: &LocalTask) -> String {
     task.assignment.name()
 }
 
-/// `web.1.ID`.
+/// `web.1.ID`, or the name of what belongs to no service.
 pub(super) fn long_name(task: &LocalTask) -> String {
+    if task.assignment.standalone {
+        return short_name(task);
+    }
     format!("{}.{}", short_name(task), task.assignment.id)
 }
 
@@ -125,6 +129,9 @@ fn state_word(state: TaskState) -> &'static str {
 
 fn labels(task: &LocalTask) -> BTreeMap<String, String> {
     let assignment = &task.assignment;
+    if assignment.standalone {
+        return BTreeMap::new();
+    }
     let pairs = [
         ("com.docker.swarm.node.id", assignment.node.to_string()),
         ("com.docker.swarm.service.id", assignment.service.to_string()),

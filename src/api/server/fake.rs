@@ -4,13 +4,14 @@
 use super::backend::{Answer, Backend};
 use super::{bind, serve_backend};
 use crate::agent::{
-    ExecIo, ExecRequest, ImageInfo, InitRequest, JoinTarget, LocalTask, NodeError, Status, SwarmInfo, SwarmState,
+    AttachedNamespace, ExecIo, ExecRequest, ImageInfo, InitRequest, JoinTarget, LocalTask, NodeError, Status,
+    SwarmInfo, SwarmState,
 };
 use crate::cluster::{Command, Entry, NewRoot, NewTokens, NodeState, Reply, State, schedule};
 use crate::manager::ManagerError;
 use crate::types::{
-    BootId, ClusterId, ClusterSpec, Fork, Key32, Machine, NetworkId, NodeAddresses, NodeId, Queues, Resources, Role,
-    TaskId, TaskState, TaskStatus, UnixTime, UnlockKey,
+    AttachRequest, BootId, ClusterId, ClusterSpec, Fork, Key32, Machine, NetworkId, NetworkName, NodeAddresses, NodeId,
+    Queues, Resources, Role, TaskAssignment, TaskId, TaskState, TaskStatus, UnixTime, UnlockKey,
 };
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
@@ -38,7 +39,7 @@ struct Inner {
     /// The state while it waits for its unlock key.
     locked: Mutex<Option<Arc<State>>>,
     swarm: Mutex<SwarmInfo>,
-    names: Mutex<Vec<(NetworkId, String)>>,
+    names: Mutex<Vec<NetworkName>>,
     images: Mutex<Vec<ImageInfo>>,
     /// Images of tasks that do not come up.
     broken_image: &'static str,
@@ -86,8 +87,11 @@ impl Fake {
     pub(crate) fn worker(networks: &[&str]) -> Fake {
         let fake = Fake::new();
         fake.become_member(Role::Worker);
-        let named =
-            networks.iter().zip(1u8..).map(|(name, number)| (NetworkId::from_random([number; 17]), (*name).to_owned()));
+        let named = networks.iter().zip(1u8..).map(|(name, number)| NetworkName {
+            id: NetworkId::from_random([number; 17]),
+            name: (*name).to_owned(),
+            attachable: name.starts_with("open"),
+        });
         *fake.0.names.lock().unwrap() = named.collect();
         fake
     }
@@ -317,7 +321,7 @@ impl Backend for Fake {
         self.state().map(|_| ("SWMTKN-1-worker".into(), "SWMTKN-1-manager".into()))
     }
 
-    fn network_names(&self) -> Vec<(NetworkId, String)> {
+    fn network_names(&self) -> Vec<NetworkName> {
         self.0.names.lock().unwrap().clone()
     }
 
@@ -395,6 +399,29 @@ impl Backend for Fake {
             let status = child.wait().map_err(|error| NodeError::Failed(error.to_string()))?;
             Ok(status.code().unwrap_or(137))
         }))
+    }
+
+    fn attach(&self, wanted: AttachedNamespace) -> Answer<'_, Result<TaskAssignment, NodeError>> {
+        let AttachedNamespace { namespace, network, address, aliases } = wanted;
+        let id = TaskId::from_random([self.0.drawn.fetch_add(1, Ordering::Relaxed) as u8; 17]);
+        let (node, boot) = (NodeId::from_random(NODE), BootId([1; 8]));
+        let request = AttachRequest { image: format!("netns:{namespace}"), name: namespace, network, address, aliases };
+        let answer = self.apply(Command::Attach { node, boot, id, request });
+        let task = || self.current().assignment(&self.current().tasks[&id]).unwrap();
+        ready(answer.map(|_| task()).map_err(|error| NodeError::Invalid(error.to_string())))
+    }
+
+    fn detach(&self, namespace: String, network: NetworkId) -> Answer<'_, Result<(), NodeError>> {
+        let state = self.current();
+        let is_it = |task: &&crate::cluster::Task| {
+            task.standalone.as_ref() == Some(&namespace) && task.attachments.iter().any(|at| at.network == network)
+        };
+        let Some(task) = state.tasks.values().find(is_it) else {
+            return ready(Err(NodeError::NotFound(format!("the namespace {namespace} is not on this network"))));
+        };
+        let (node, boot) = (NodeId::from_random(NODE), BootId([1; 8]));
+        let gone = self.apply(Command::ConfirmTaskGone { node, boot, id: task.id });
+        ready(gone.map(drop).map_err(|error| NodeError::Failed(error.to_string())))
     }
 
     fn import_image(&self, name: String, _directory: PathBuf) -> Answer<'_, Result<ImageInfo, NodeError>> {

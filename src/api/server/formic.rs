@@ -3,8 +3,9 @@
 use super::backend::Backend;
 use super::error::ApiError;
 use super::request::Request;
-use super::{manager_state, names, respond, schema, time};
-use crate::api::types::{ImageImport, KeyEpoch, KeyRing, LateNode};
+use super::{lookup, manager_state, names, networks, respond, schema, time};
+use crate::agent::AttachedNamespace;
+use crate::api::types::{Attach, Attached, ImageImport, KeyEpoch, KeyRing, LateNode};
 use crate::cluster::ring::{self, EpochLife};
 use crate::cluster::{Command, State};
 use crate::types::{EpochPhase, NodeId, UnixTime};
@@ -43,6 +44,31 @@ pub(super) async fn images(backend: &dyn Backend) -> Result<respond::Response, A
 
 pub(super) async fn remove_image(backend: &dyn Backend, name: &str) -> Result<respond::Response, ApiError> {
     backend.remove_image(image_name(name)?).await?;
+    Ok(respond::empty(StatusCode::NO_CONTENT))
+}
+
+/// Puts a namespace on a network.
+pub(super) async fn attach(backend: &dyn Backend, request: &Request) -> Result<respond::Response, ApiError> {
+    let Attach { netns, network, address, aliases } = request.json(&schema::ATTACH)?;
+    let network = lookup::network_name(&networks::known_names(backend), &network)?;
+    networks::require_attachable(&network)?;
+    let address = match address.as_str() {
+        "" => None,
+        text => Some(text.parse().map_err(|_| ApiError::bad_request(format!("invalid address {text:?}")))?),
+    };
+    let wanted = AttachedNamespace { namespace: netns, network: network.id, address, aliases };
+    let task = backend.attach(wanted).await?;
+    let address = task.attachments.first().map(|attachment| attachment.address.to_string());
+    let attached = Attached { id: task.id.to_string(), address: address.unwrap_or_default() };
+    Ok(respond::json_with(StatusCode::CREATED, &attached))
+}
+
+/// Takes it off again.
+pub(super) async fn detach(backend: &dyn Backend, request: &Request) -> Result<respond::Response, ApiError> {
+    let text = |name| request.query(name).unwrap_or_default().to_owned();
+    let network = lookup::network_name(&networks::known_names(backend), &text("network"))?;
+    networks::require_attachable(&network)?;
+    backend.detach(text("netns"), network.id).await?;
     Ok(respond::empty(StatusCode::NO_CONTENT))
 }
 

@@ -4,7 +4,7 @@
 
 use super::error::ApiError;
 use crate::cluster::{Network, Node, Service, State, Task};
-use crate::types::NetworkId;
+use crate::types::NetworkName;
 
 /// A kind of object that is found by id or name.
 struct Kind {
@@ -52,10 +52,11 @@ pub(super) fn network<'a>(state: &'a State, wanted: &str) -> Result<&'a Network,
     )
 }
 
-/// A network among ids and names.
-pub(super) fn network_name(names: &[(NetworkId, String)], wanted: &str) -> Result<String, ApiError> {
+/// A network among those that a node has heard of.
+pub(super) fn network_name(names: &[NetworkName], wanted: &str) -> Result<NetworkName, ApiError> {
     let kind = Kind { word: "network", says_how: true };
-    find(&kind, wanted, names.iter().map(|(id, name)| (name.clone(), id.to_string(), name.clone())))
+    let found = find(&kind, wanted, names.iter().map(|known| (known, known.id.to_string(), known.name.clone())));
+    found.cloned()
 }
 
 /// A service of the state. One that is being removed is no longer found.

@@ -262,6 +262,8 @@ async fn route_formic(backend: &dyn Backend, request: &Request, path: &[&str]) -
         ("POST", ["rotate-keys"]) => formic::rotate_keys(backend, request).await,
         ("GET", ["images"]) => formic::images(backend).await,
         ("POST", ["images", "import"]) => formic::import(backend, request).await,
+        ("POST", ["attachments"]) => formic::attach(backend, request).await,
+        ("DELETE", ["attachments"]) => formic::detach(backend, request).await,
         ("DELETE", ["images", name @ ..]) if !name.is_empty() => formic::remove_image(backend, &name.join("/")).await,
         _ => Err(not_served(request)),
     }

@@ -10,7 +10,7 @@ use crate::api::types::{
     Ipam, IpamConfig, NetworkConnect, NetworkContainer, NetworkCreate, NetworkCreated, NetworkResource,
 };
 use crate::cluster::{Command, Network, State};
-use crate::types::{NetworkId, NetworkSpec};
+use crate::types::{NetworkId, NetworkName, NetworkSpec, unmanaged_text};
 use hyper::StatusCode;
 use ipnet::{IpNet, Ipv4Net};
 use std::collections::BTreeMap;
@@ -21,6 +21,9 @@ pub(super) const OVERLAY: &str = "overlay";
 
 /// The option that asks for secrecy.
 const ENCRYPTED: &str = "encrypted";
+
+/// The option that bounds the MTU inside.
+const MTU: &str = "com.docker.network.driver.mtu";
 
 pub(super) async fn create(backend: &dyn Backend, request: &Request) -> Result<respond::Response, ApiError> {
     manager_state(backend)?;
@@ -43,48 +46,102 @@ pub(super) fn spec_from(wanted: NetworkCreate) -> Result<NetworkSpec, ApiError> 
             format!("unsupported driver {:?}: Formic has overlay networks only, use --driver overlay", wanted.driver);
         return Err(ApiError::bad_request(text));
     }
-    let encrypted = read_options(&wanted.options)?;
-    let (subnet, gateway) = read_ipam(&wanted.ipam)?;
-    Ok(NetworkSpec { name: wanted.name, labels: wanted.labels, options: wanted.options, encrypted, subnet, gateway })
+    let (encrypted, mtu_bytes) = read_options(&wanted.options)?;
+    let Addressing { subnet, gateway, ip_range, auxiliary } = read_ipam(&wanted.ipam)?;
+    let NetworkCreate { name, labels, options, attachable, internal, .. } = wanted;
+    Ok(NetworkSpec {
+        name,
+        labels,
+        options,
+        encrypted,
+        subnet,
+        gateway,
+        attachable,
+        internal,
+        ip_range,
+        auxiliary,
+        mtu_bytes,
+    })
 }
 
-fn read_options(options: &BTreeMap<String, String>) -> Result<bool, ApiError> {
-    let mut encrypted = false;
+/// Whether it is to be secret, and its MTU.
+fn read_options(options: &BTreeMap<String, String>) -> Result<(bool, Option<u32>), ApiError> {
+    let (mut encrypted, mut mtu_bytes) = (false, None);
     for (name, value) in options {
-        if name != ENCRYPTED {
-            return Err(ApiError::bad_request(format!(
-                "unsupported option {name}: Formic knows the option {ENCRYPTED} only"
-            )));
+        match name.as_str() {
+            ENCRYPTED => {
+                encrypted = names::parse_switch(value).ok_or_else(|| {
+                    ApiError::bad_request(format!(
+                        "invalid value {value:?} of option {ENCRYPTED}: it must be true or false (empty is true)"
+                    ))
+                })?;
+            }
+            MTU => {
+                let mtu = value.parse().map_err(|_| {
+                    ApiError::bad_request(format!(
+                        "invalid value {value:?} of option {MTU}: it must be a number of bytes"
+                    ))
+                })?;
+                mtu_bytes = Some(mtu);
+            }
+            _ => {
+                return Err(ApiError::bad_request(format!(
+                    "unsupported option {name}: Formic knows the options {ENCRYPTED} and {MTU} only"
+                )));
+            }
         }
-        encrypted = names::parse_switch(value).ok_or_else(|| {
-            ApiError::bad_request(format!(
-                "invalid value {value:?} of option {ENCRYPTED}: it must be true or false (empty is true)"
-            ))
-        })?;
     }
-    Ok(encrypted)
+    Ok((encrypted, mtu_bytes))
 }
 
-fn read_ipam(ipam: &Ipam) -> Result<(Option<IpNet>, Option<IpAddr>), ApiError> {
+/// What a network's addresses are to be.
+#[derive(Default)]
+struct Addressing {
+    subnet: Option<IpNet>,
+    gateway: Option<IpAddr>,
+    ip_range: Option<IpNet>,
+    auxiliary: BTreeMap<String, IpAddr>,
+}
+
+fn read_ipam(ipam: &Ipam) -> Result<Addressing, ApiError> {
     let config = match ipam.config.as_slice() {
-        [] => return Ok((None, None)),
+        [] => return Ok(Addressing::default()),
         [config] => config,
         _ => return Err(ApiError::bad_request("a network has one subnet: give --subnet once")),
     };
     if config.subnet.is_empty() {
-        return Err(ApiError::bad_request("a gateway needs its subnet: give --subnet too"));
+        let what = if config.gateway.is_empty() { "an ip-range or aux-address" } else { "a gateway" };
+        return Err(ApiError::bad_request(format!("{what} needs its subnet: give --subnet too")));
     }
     let subnet = read_subnet(&config.subnet)?;
-    if config.gateway.is_empty() {
-        return Ok((Some(IpNet::V4(subnet)), None));
+    let gateway = (!config.gateway.is_empty()).then(|| read_inside("gateway", &config.gateway, subnet)).transpose()?;
+    let ip_range = (!config.ip_range.is_empty()).then(|| read_range(&config.ip_range, subnet)).transpose()?;
+    let auxiliary = config
+        .auxiliary_addresses
+        .iter()
+        .map(|(name, address)| Ok((name.clone(), read_inside("aux-address", address, subnet)?)));
+    let auxiliary = auxiliary.collect::<Result<_, ApiError>>()?;
+    Ok(Addressing { subnet: Some(IpNet::V4(subnet)), gateway, ip_range, auxiliary })
+}
+
+/// An address of the subnet.
+fn read_inside(what: &str, text: &str, subnet: Ipv4Net) -> Result<IpAddr, ApiError> {
+    let address = text
+        .parse()
+        .map_err(|_| ApiError::bad_request(format!("invalid {what} {text:?}: it must be an IPv4 address")))?;
+    if !subnet.contains(&address) {
+        return Err(ApiError::bad_request(format!("no matching subnet for {what} {address}: it is not in {subnet}")));
     }
-    let gateway = config.gateway.parse().map_err(|_| {
-        ApiError::bad_request(format!("invalid gateway {:?}: it must be an IPv4 address", config.gateway))
-    })?;
-    if !subnet.contains(&gateway) {
-        return Err(ApiError::bad_request(format!("no matching subnet for gateway {gateway}: it is not in {subnet}")));
+    Ok(IpAddr::V4(address))
+}
+
+fn read_range(text: &str, subnet: Ipv4Net) -> Result<IpNet, ApiError> {
+    let invalid = || ApiError::bad_request(format!("invalid ip-range {text:?}: it must look like 10.1.0.0/28"));
+    let range: Ipv4Net = text.parse().map_err(|_| invalid())?;
+    if !subnet.contains(&range) {
+        return Err(ApiError::bad_request(format!("no matching subnet for range {range}: it is not in {subnet}")));
     }
-    Ok((Some(IpNet::V4(subnet)), Some(IpAddr::V4(gateway))))
+    Ok(IpNet::V4(range.trunc()))
 }
 
 /// An IPv4 subnet without host bits.
@@ -157,24 +214,30 @@ pub(super) async fn remove(backend: &dyn Backend, wanted: &str) -> Result<respon
 /// `network connect`: unmanaged containers have no keys.
 pub(super) fn connect(backend: &dyn Backend, request: &Request, wanted: &str) -> Result<respond::Response, ApiError> {
     let connect: NetworkConnect = super::request::from_value(request.value()?)?;
-    let name = lookup::network_name(&known_names(backend), wanted)?;
-    tracing::debug!(network = name, container = connect.container, "refused to connect a container");
-    Err(unmanaged(&name))
-}
-
-/// The refusal of the specification, the same on every node.
-pub(super) fn unmanaged(name: &str) -> ApiError {
-    ApiError::forbidden(format!(
-        "swarm-scoped network ({name}) is not compatible with `docker create` or `docker run`. This network can only be used by a docker service."
+    let network = lookup::network_name(&known_names(backend), wanted)?;
+    tracing::debug!(network = network.name, container = connect.container, "refused to connect a container");
+    require_attachable(&network)?;
+    Err(ApiError::not_implemented(
+        "the networks of a container of Formic are those of its service: `formic attach` puts a namespace of your own on one",
     ))
 }
 
-/// What this node knows of names: the manager's state, and what the managers told this node.
-pub(super) fn known_names(backend: &dyn Backend) -> Vec<(NetworkId, String)> {
+/// The refusal of the specification, the same on every node.
+pub(super) fn require_attachable(network: &NetworkName) -> Result<(), ApiError> {
+    if network.attachable { Ok(()) } else { Err(ApiError::forbidden(unmanaged_text(&network.name))) }
+}
+
+/// What this node knows of networks: the manager's state, or what the managers told this node.
+pub(super) fn known_names(backend: &dyn Backend) -> Vec<NetworkName> {
     match backend.state() {
-        Some(state) => state.networks.values().map(|network| (network.id, network.spec.name.clone())).collect(),
+        Some(state) => state.networks.values().map(Network::told).collect(),
         None => backend.network_names(),
     }
+}
+
+/// The names of networks by the text of their ids.
+pub(super) fn names_by_id(backend: &dyn Backend) -> BTreeMap<String, String> {
+    known_names(backend).into_iter().map(|known| (known.id.to_string(), known.name)).collect()
 }
 
 /// A network as `network inspect` shows it; its containers are the tasks of this node.
@@ -187,6 +250,8 @@ pub(super) fn describe(network: &Network, tasks: &[LocalTask]) -> NetworkResourc
         driver: OVERLAY.into(),
         enable_ipv4: matches!(network.subnet, IpNet::V4(_)),
         enable_ipv6: matches!(network.subnet, IpNet::V6(_)),
+        internal: network.spec.internal,
+        attachable: network.spec.attachable,
         ipam: Ipam { driver: "default".into(), options: None, config: vec![ipam_config(network)] },
         containers: tasks.iter().filter_map(|task| container(network, task)).collect(),
         options: network.spec.options.clone(),
@@ -195,9 +260,15 @@ pub(super) fn describe(network: &Network, tasks: &[LocalTask]) -> NetworkResourc
     }
 }
 
-/// Subnet and gateway as the API writes them.
+/// Subnet, gateway and what else is said of addresses, as the API writes them.
 pub(super) fn ipam_config(network: &Network) -> IpamConfig {
-    IpamConfig { subnet: network.subnet.to_string(), gateway: network.gateway.to_string() }
+    let auxiliary = network.spec.auxiliary.iter().map(|(name, address)| (name.clone(), address.to_string()));
+    IpamConfig {
+        subnet: network.subnet.to_string(),
+        gateway: network.gateway.to_string(),
+        ip_range: network.spec.ip_range.map(|range| range.to_string()).unwrap_or_default(),
+        auxiliary_addresses: auxiliary.collect(),
+    }
 }
 
 fn container(network: &Network, task: &LocalTask) -> Option<(String, NetworkContainer)> {

@@ -19,9 +19,11 @@ pub(super) const NETWORK_CREATE: Shape = Object(&[
     ),
     ("Options", Any),
     ("Labels", Any),
+    ("Attachable", Any),
+    ("Internal", Any),
 ]);
 
-const IPAM_CONFIG: Shape = Object(&[("Subnet", Any), ("Gateway", Any)]);
+const IPAM_CONFIG: Shape = Object(&[("Subnet", Any), ("Gateway", Any), ("IPRange", Any), ("AuxiliaryAddresses", Any)]);
 
 /// `POST /services/create`.
 pub(super) const SERVICE: Shape = Object(&[
@@ -128,6 +130,9 @@ pub(super) const EXEC_CREATE: Shape = Object(&[
 
 /// `POST /exec/{id}/start`.
 pub(super) const EXEC_START: Shape = Object(&[("Detach", Any)]);
+
+/// `POST /formic/attachments`.
+pub(super) const ATTACH: Shape = Object(&[("netns", Any), ("network", Any), ("address", Any), ("aliases", Any)]);
 
 /// `POST /formic/images/import`.
 pub(super) const IMAGE_IMPORT: Shape = Object(&[("name", Any), ("directory", Any)]);

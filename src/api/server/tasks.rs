@@ -37,6 +37,7 @@ pub(super) fn filtered<'a>(state: &'a State, filters: &Filters) -> Result<Vec<&'
     let fits = |task: &&Task| {
         filters.any("id", |id| task.id.to_string().starts_with(id))
             && filters.any("name", |name| task_name(state, task).starts_with(name))
+            && task.standalone.is_none()
             && filters.any("service", |_| services.contains(&task.service))
             && filters.any("node", |_| task.node.or(task.bound_to).is_some_and(|node| nodes.contains(&node)))
             && filters.any("desired-state", |desired| task.desired.to_string() == desired)

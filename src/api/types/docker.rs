@@ -38,6 +38,8 @@ docker_type! {
         #[serde(rename = "IPAM")] ipam: Ipam,
         options: Map,
         labels: Map,
+        attachable: bool,
+        internal: bool,
     }
     struct NetworkCreated { id: String, warning: String }
     struct Ipam {
@@ -45,7 +47,12 @@ docker_type! {
         options: Option<Map>,
         config: Vec<IpamConfig>,
     }
-    struct IpamConfig { subnet: String, gateway: String }
+    struct IpamConfig {
+        subnet: String,
+        gateway: String,
+        #[serde(rename = "IPRange", skip_serializing_if = "String::is_empty")] ip_range: String,
+        #[serde(skip_serializing_if = "Map::is_empty")] auxiliary_addresses: Map,
+    }
     struct NetworkResource {
         name: String,
         id: String,

@@ -14,6 +14,29 @@ pub struct ImageImport {
     pub directory: String,
 }
 
+/// `POST /formic/attachments`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Attach {
+    /// The namespace's name below `/run/netns`.
+    pub netns: String,
+    /// Name or id of the network.
+    pub network: String,
+    /// The address it has to have; empty takes the next free one.
+    pub address: String,
+    /// Further names.
+    pub aliases: Vec<String>,
+}
+
+/// What was attached.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Attached {
+    /// The task that it is.
+    pub id: String,
+    /// Its address with the prefix length.
+    pub address: String,
+}
+
 /// `GET /formic/keys`: the life of the managers' key ring. Never a key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct KeyRing {

@@ -9,6 +9,7 @@ mod properties;
 mod roots;
 mod schedule;
 mod services;
+mod standalone;
 mod tasks;
 
 use super::*;
@@ -178,8 +179,11 @@ fn check_addresses(state: &State) {
             let twice = live.insert((attachment.network, attachment.address.addr()), task.id);
             assert_eq!(twice, None, "an address with two owners");
         }
-        let service = state.services.get(&task.service).expect("a task has its service");
-        let wanted = if task.gone || task.node.is_none() { 0 } else { service.spec.networks.len() };
+        let networks = match task.standalone {
+            Some(_) => 1,
+            None => state.services.get(&task.service).expect("a task has its service").spec.networks.len(),
+        };
+        let wanted = if task.gone || task.node.is_none() { 0 } else { networks };
         assert_eq!(task.attachments.len(), wanted);
     }
     let mut allocated = BTreeMap::new();
@@ -210,6 +214,9 @@ fn check_reason(state: &State, task: &Task) {
 
 /// What a placement must never exceed.
 fn check_room(state: &State, task: &Task, node: NodeId) {
+    if task.standalone.is_some() {
+        return;
+    }
     let host = &state.nodes[&node];
     let spec = &state.services[&task.service].spec;
     let used = state.used(node, task.service);
@@ -342,6 +349,7 @@ pub(super) fn network_spec(name: &str, subnet: Option<&str>) -> NetworkSpec {
         encrypted: true,
         subnet: subnet.map(|subnet| subnet.parse().unwrap()),
         gateway: None,
+        ..NetworkSpec::default()
     }
 }
 

@@ -28,6 +28,8 @@ const CASES: &[(&str, Case)] = &[
     ("a_task_network_has_its_devices", network),
     ("a_flow_stays_on_the_queue_it_was_answered_on", several_queues),
     ("the_plain_driver_frames_nothing", plain_network),
+    ("a_named_namespace_gets_a_device_and_keeps_its_own", named_namespace),
+    ("only_named_namespaces_are_entered", wrong_namespaces),
     ("the_host_image_is_read_only_and_private", host_image),
     ("an_imported_image_is_copy_on_write", named_image),
     ("containers_have_dockers_capabilities", capabilities),
@@ -160,6 +162,68 @@ fn network() {
     assert_eq!(quiet.kind(), std::io::ErrorKind::WouldBlock, "no IPv6 noise either");
     assert!(fixture.succeed(task, "cat /etc/hosts").contains("10.9.0.2\tweb\n10.10.0.2\tweb\n"));
     assert_eq!(fixture.succeed(task, "hostname; cat /etc/hostname"), "web\nweb\n");
+}
+
+/// `/run` of this case only, with a namespace made by `ip netns`.
+fn make_named(script: &str) {
+    let script = format!("mount -t tmpfs run /run && ip netns add blue && {script}");
+    let status = Command::new("sh").args(["-ec", &script]).status().unwrap();
+    assert!(status.success(), "{script}");
+}
+
+fn attach(fixture: &Fixture, name: &str) -> Result<Vec<TunDevice>, helper::verbs::VerbError> {
+    let (name, address) = (name.parse().unwrap(), "10.9.0.2/24".parse().unwrap());
+    within("attach", fixture.client.attach_namespace(name, (address, 1300), TunDriver::Vnet, Queues::ONE))
+}
+
+fn in_blue(arguments: &[&str]) -> String {
+    let output = Command::new("ip").args(["-n", "blue"]).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn named_namespace() {
+    make_named("ip -n blue link add eth0 type veth peer name other");
+    let scratch = Scratch::new();
+    let handle = helper::start(&options(scratch.state())).unwrap();
+    let (client, events) = handle.connect().unwrap();
+    let fixture = Fixture { client, events, helper: 0, scratch };
+    let devices = attach(&fixture, "blue").unwrap();
+    let shown = in_blue(&["-o", "address", "show"]);
+    assert!(shown.contains("eth1    inet 10.9.0.2/24"), "{shown}");
+    let links = in_blue(&["-o", "link", "show"]);
+    assert!(links.contains("eth1: <POINTOPOINT") && links.contains("mtu 1300"), "{links}");
+    assert!(links.contains("lo: <LOOPBACK> "), "what was there stays as it was: {links}");
+    let second = attach(&fixture, "blue").unwrap();
+    assert!(in_blue(&["-o", "link", "show"]).contains("eth2:"));
+    drop((devices, second));
+    wait_until("the devices are gone", || !in_blue(&["-o", "link", "show"]).contains("POINTOPOINT"));
+}
+
+fn wrong_namespaces() {
+    make_named(
+        "ip netns attach own $$; mkfifo /run/netns/pipe; touch /run/netns/file; ln -s blue /run/netns/link; \
+         touch /run/netns/pids; mount --bind /proc/self/ns/pid /run/netns/pids; mkdir /run/netns/directory",
+    );
+    let scratch = Scratch::new();
+    let handle = helper::start(&options(scratch.state())).unwrap();
+    let (client, events) = handle.connect().unwrap();
+    let fixture = Fixture { client, events, helper: 0, scratch };
+    for (name, text) in [
+        ("absent", "no such network namespace: absent"),
+        ("own", "/run/netns/own: it is the host's own network"),
+        ("pipe", "/run/netns/pipe: it is no network namespace"),
+        ("file", "/run/netns/file: it is no network namespace"),
+        ("directory", "/run/netns/directory: it is no network namespace"),
+        ("pids", "/run/netns/pids: it is no network namespace"),
+        ("link", "/run/netns/link: it is a link"),
+    ] {
+        let error = attach(&fixture, name).unwrap_err();
+        assert_eq!((error.kind, error.text.as_str()), (ErrorKind::Invalid, text));
+    }
+    fs::set_permissions("/run/netns", fs::Permissions::from_mode(0o777)).unwrap();
+    let error = attach(&fixture, "blue").unwrap_err();
+    assert!(error.text.contains("others can put files in that directory"), "{error}");
 }
 
 fn expect_packet(device: &TunDevice, header_len: usize, destination: [u8; 4]) {
@@ -415,7 +479,7 @@ fn hostile_requests() {
         let length = if round % 500 == 7 { (1 << 17) + 1 } else { 1 + (next() % 64) as usize };
         let mut message: Vec<u8> = (0..length).map(|_| next() as u8).collect();
         if let Some(verb) = message.get_mut(8) {
-            *verb %= 10;
+            *verb %= 11;
         }
         let fds = vec![std::os::fd::AsFd::as_fd(&null); (next() % 20) as usize];
         handle.socket().send(&message, &fds).unwrap();

@@ -191,6 +191,10 @@ impl<'a> Server<'a> {
             Verb::ImportImage { name, source } => self.import_image(id, name, &source),
             Verb::ListImages => self.list_images(),
             Verb::RemoveImage { name } => self.remove_image(id, &name),
+            Verb::AttachNamespace { namespace, address, mtu, driver, queues } => {
+                let devices = network::attach_to(&namespace, (address, mtu), driver, queues)?;
+                Ok(Some((Answer::Network, devices.into_iter().map(OwnedFd::from).collect())))
+            }
         }
     }
 

@@ -1,16 +1,20 @@
 //! A task's network: a namespace with one TUN for each interface, addressed and up. Nothing outside it.
 
-use crate::helper::verbs::Interface;
+use crate::helper::verbs::{ErrorKind, Interface, InterfaceName, NamespaceName, VerbError};
 use crate::sys::tun::{TunDevice, TunDriver};
 use crate::sys::udp::{TRAIN_BYTES, TRAIN_DATAGRAMS};
 use crate::sys::{interface, namespace};
 use crate::types::Queues;
+use ipnet::IpNet;
 use std::io;
 use std::os::fd::OwnedFd;
 
 /// Packets that wait in a TUN for the data plane: about 2 ms of small packets at a million a second, so that a
 /// reader that is busy for a batch loses nothing.
 const TRANSMIT_QUEUE_PACKETS: u32 = 2000;
+
+/// Numbers after `eth` that are tried in a namespace of somebody else.
+const MAX_INTERFACE_NUMBERS: u32 = 1000;
 
 /// Makes it, and gives the queues of all devices in order. The devices are opened on the thread that is inside the namespace: that makes them belong to it.
 pub(super) fn create(
@@ -24,6 +28,34 @@ pub(super) fn create(
         let devices = interfaces.iter().map(|wanted| attach(wanted, driver, queues));
         Ok(devices.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect())
     })
+}
+
+/// Makes a device in a namespace that somebody else made, and leaves everything else there as it is.
+pub(super) fn attach_to(
+    namespace: &NamespaceName,
+    (address, mtu): (IpNet, u32),
+    driver: TunDriver,
+    queues: Queues,
+) -> Result<Vec<TunDevice>, VerbError> {
+    let opened = namespace::open_named(namespace.as_str()).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => {
+            VerbError::new(ErrorKind::Invalid, format!("no such network namespace: {namespace}"))
+        }
+        io::ErrorKind::PermissionDenied => VerbError::new(ErrorKind::Invalid, error.to_string()),
+        _ => error.into(),
+    })?;
+    let made = namespace::in_network(&opened, || {
+        let name = free_name()?;
+        attach(&Interface { name, address, mtu }, driver, queues)
+    });
+    Ok(made?)
+}
+
+/// The first name that no interface of this thread's namespace has.
+fn free_name() -> io::Result<InterfaceName> {
+    let names = (0..MAX_INTERFACE_NUMBERS).map(|number| format!("eth{number}"));
+    let free = names.filter(|name| !interface::exists(name)).find_map(|name| name.parse().ok());
+    free.ok_or_else(|| io::Error::other("all names from eth0 on are taken in the namespace"))
 }
 
 fn attach(wanted: &Interface, driver: TunDriver, queues: Queues) -> io::Result<Vec<TunDevice>> {

@@ -39,7 +39,13 @@ fn verbs() -> Vec<Verb> {
         Verb::ImportImage { name: "a".parse().unwrap(), source: "/srv/root".into() },
         Verb::ListImages,
         Verb::RemoveImage { name: "a:b".parse().unwrap() },
+        namespace("10.0.0.2/24", 1400),
     ]
+}
+
+fn namespace(address: &str, mtu: u32) -> Verb {
+    let (namespace, address) = ("blue".parse().unwrap(), address.parse().unwrap());
+    Verb::AttachNamespace { namespace, address, mtu, driver: TunDriver::Vnet, queues: Queues::ONE }
 }
 
 fn decoded(verb: &Verb) -> Result<Verb, ErrorKind> {
@@ -108,10 +114,17 @@ fn names_cannot_leave_their_directory() {
     for bad in ["", "eth", "eth01", "eth1000", "lo", "eth-1", "eth0/..", "xeth0"] {
         assert!(bad.parse::<InterfaceName>().is_err(), "{bad:?}");
     }
+    for bad in ["", ".", "..", ".hidden", "a/b", "/a", "a b", "a\0", "a\n", &"a".repeat(64)] {
+        assert!(bad.parse::<NamespaceName>().is_err(), "{bad:?}");
+    }
+    for good in ["a", "cni-1234", "blue_1.2:3"] {
+        assert!(good.parse::<NamespaceName>().is_ok(), "{good:?}");
+    }
     // The check is part of decoding: a forged encoding of a bad name is no name.
     let forged = postcard::to_stdvec("../../etc").unwrap();
     assert!(decode::<ImageName>(&forged).is_err());
     assert!(decode::<InterfaceName>(&forged).is_err());
+    assert!(decode::<NamespaceName>(&forged).is_err());
 }
 
 #[test]

@@ -122,7 +122,7 @@ fn a_node_gets_the_keys_of_its_own_networks_only() {
             ring.epochs.iter().all(|view| view.networks.is_empty()) && agent.told.networks.is_empty()
         };
         assert!(no_keys(&agent), "a node without a task has no network key");
-        let mut names = agent.told.names.iter().map(|(_, name)| name.as_str()).collect::<Vec<_>>();
+        let mut names = agent.told.names.iter().map(|known| known.name.as_str()).collect::<Vec<_>>();
         names.sort_unstable();
         assert_eq!(names, ["foreign", "mine"], "but every name, for refusals that read alike");
 

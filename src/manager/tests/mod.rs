@@ -17,8 +17,9 @@ use super::{InitParams, Manager, random, wall_clock};
 use crate::cluster::{Command, State};
 use crate::tls::{self, ConnectError, Identity, NodeKey, Session};
 use crate::types::{
-    Availability, BootId, ClusterSpec, ContainerSpec, Machine, NetworkId, NetworkSpec, NodeAddresses, NodeId,
-    Placement, Queues, Resources, ServiceId, ServiceMode, ServiceSpec, TaskAssignment, TaskState, TaskStatus, UnixTime,
+    Availability, BootId, ClusterSpec, ContainerSpec, Machine, NetworkId, NetworkName, NetworkSpec, NodeAddresses,
+    NodeId, Placement, Queues, Resources, ServiceId, ServiceMode, ServiceSpec, TaskAssignment, TaskState, TaskStatus,
+    UnixTime,
 };
 use crate::wire::control::{FromAgent, JoinRequest, NetworkView, RingView, SessionRequest, SwarmView, ToAgent};
 use crate::wire::record::{SignedRecord, TrustBundle, VerifiedRecord};
@@ -127,6 +128,7 @@ impl Swarm {
             encrypted: true,
             subnet: None,
             gateway: None,
+            ..NetworkSpec::default()
         };
         self.manager.propose(Command::CreateNetwork { id, spec }).await.unwrap();
         id
@@ -205,7 +207,7 @@ fn session_request(boot: BootId) -> SessionRequest {
 struct Told {
     swarm: Option<SwarmView>,
     ring: Option<RingView>,
-    names: Vec<(NetworkId, String)>,
+    names: Vec<NetworkName>,
     networks: Vec<NetworkView>,
     tasks: Vec<TaskAssignment>,
     index: u64,
@@ -255,6 +257,7 @@ impl Agent {
                     break;
                 }
                 ToAgent::Removed => panic!("removed"),
+                ToAgent::AttachRefused { reason, .. } => panic!("{reason}"),
             }
         }
         self.told = fresh;

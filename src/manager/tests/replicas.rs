@@ -130,6 +130,7 @@ fn network(name: &str, label: &str) -> Command {
         encrypted: true,
         subnet: None,
         gateway: None,
+        ..NetworkSpec::default()
     };
     Command::CreateNetwork { id: NetworkId::from_random(random()), spec }
 }

@@ -137,6 +137,7 @@ pub(super) fn create_network(name: &str) -> Command {
         encrypted: true,
         subnet: None,
         gateway: None,
+        ..NetworkSpec::default()
     };
     Command::CreateNetwork { id: NetworkId::from_random(random()), spec }
 }

@@ -56,6 +56,7 @@ async fn filled(path: &Path) -> Zeroizing<Vec<u8>> {
             encrypted: false,
             subnet: None,
             gateway: None,
+            ..NetworkSpec::default()
         };
         let create = Command::CreateNetwork { id: NetworkId::from_random(random()), spec };
         manager.propose(create).await.unwrap();

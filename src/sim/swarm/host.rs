@@ -124,7 +124,7 @@ impl Host {
                 self.make_devices(id);
                 self.tasks.created(id, Ok(()), unix);
             }
-            Work::Started(id) => self.tasks.started(id, Ok(1), unix),
+            Work::Started(id) => self.tasks.started(id, Ok(Some(1)), unix),
             Work::Exited(id) => self.tasks.exited(id, 143, "", unix),
             Work::Removed(id) => {
                 self.containers.retain(|endpoint, _| endpoint.task != id);
@@ -169,7 +169,7 @@ impl Host {
 
     fn handle_data(&mut self, event: DataEvent, now: Time) {
         match event {
-            DataEvent::EndpointLost { endpoint, .. } => self.tasks.device_lost(endpoint.task),
+            DataEvent::EndpointLost { endpoint, .. } => self.tasks.end_early(endpoint.task),
             DataEvent::SaRefused { identity, reason } => panic!("{identity:?} was refused: {reason}"),
             event => self.core.handle_data(event, now),
         }

@@ -265,7 +265,7 @@ impl Swarm {
     fn create_network(&mut self, name: &str, encrypted: bool) -> NetworkId {
         let id = NetworkId::from_random(self.random());
         let (labels, options) = (BTreeMap::new(), BTreeMap::new());
-        let spec = NetworkSpec { name: name.into(), labels, options, encrypted, subnet: None, gateway: None };
+        let spec = NetworkSpec { name: name.into(), labels, options, encrypted, ..NetworkSpec::default() };
         self.command(Command::CreateNetwork { id, spec }).expect("a new network");
         id
     }

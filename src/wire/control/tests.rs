@@ -120,6 +120,16 @@ fn from_agent() -> Vec<FromAgent> {
         FromAgent::RotateEarly,
         FromAgent::Tasks { statuses: vec![(task(), status)] },
         FromAgent::TaskGone { id: task() },
+        FromAgent::Attach {
+            id: task(),
+            request: AttachRequest {
+                name: "box".into(),
+                image: "host:latest".into(),
+                network: NetworkId::from_random([2; 17]),
+                address: Some("10.0.1.9".parse().unwrap()),
+                aliases: vec!["alias".into()],
+            },
+        },
     ]
 }
 
@@ -140,6 +150,7 @@ fn to_agent(node: NodeId, ring: RingView) -> Vec<ToAgent> {
         name: "net".into(),
         transform: Transform::Gcm,
         subnet: "10.0.1.0/24".parse().unwrap(),
+        mtu_bytes: Some(1400),
         members: vec![(node, true)],
     };
     let container = ContainerSpec {
@@ -165,17 +176,19 @@ fn to_agent(node: NodeId, ring: RingView) -> Vec<ToAgent> {
         container,
         attachments: vec![attachment],
         desired: TaskState::Running,
+        standalone: false,
     };
     vec![
         ToAgent::Alive,
         ToAgent::Swarm(swarm),
         ToAgent::Ring(ring),
-        ToAgent::Names(vec![(network, "net".into())]),
+        ToAgent::Names(vec![NetworkName { id: network, name: "net".into(), attachable: true }]),
         ToAgent::Networks(vec![view]),
         ToAgent::Tasks(vec![assignment]),
         ToAgent::Records(vec![vec![1, 2, 3]]),
         ToAgent::Commit { index: 300 },
         ToAgent::Removed,
         ToAgent::Probe,
+        ToAgent::AttachRefused { id: task(), reason: "full".into() },
     ]
 }

@@ -163,8 +163,12 @@ fn networks_and_services_are_shown_as_docker_shows_them() {
     docker.fails(&["service", "create", "-d", "--mode", "global-job", "host"], 1, "no jobs");
     docker.fails(&["service", "create", "-d", "--mode", "replicated-job", "host"], 1, "no jobs");
     docker.fails(&["service", "create", "-d", "--endpoint-mode", "dnsrr", "host"], 1, "dnsrr");
-    docker.fails(&["network", "create", "-d", "overlay", "--attachable", "x"], 1, "Attachable");
     docker.fails(&["network", "create", "x"], 1, "overlay");
+    let details = ["--subnet", "10.8.0.0/24", "--ip-range", "10.8.0.0/25", "--aux-address", "a=10.8.0.9"];
+    let options = ["--attachable", "--internal", "--opt", "com.docker.network.driver.mtu=1300"];
+    docker.ok(&[&["network", "create", "-d", "overlay"], &details[..], &options, &["open"]].concat());
+    let format = "{{.Attachable}} {{.Internal}} {{json (index .IPAM.Config 0).AuxAddress}}";
+    assert_eq!(docker.ok(&["network", "inspect", "open", "--format", format]), "true true {\"a\":\"10.8.0.9\"}");
     docker.fails(&["network", "rm", "net"], 1, "network net is in use by service web");
     assert_eq!(docker.ok(&["service", "rm", "web"]), "web");
     assert_eq!(docker.ok(&["network", "rm", "net"]), "net");

@@ -66,8 +66,6 @@ fn what_is_not_offered_is_refused_by_name() {
     for (request, expected) in [
         (with(from_docker("x"), "/Driver", json!("bridge")), "overlay"),
         (with(from_docker("x"), "/Driver", json!("")), "overlay"),
-        (with(from_docker("x"), "/Attachable", json!(true)), "Attachable (--attachable)"),
-        (with(from_docker("x"), "/Internal", json!(true)), "Internal"),
         (with(from_docker("x"), "/Ingress", json!(true)), "Ingress"),
         (with(from_docker("x"), "/Scope", json!("local")), "Scope"),
         (with(from_docker("x"), "/IPAM/Driver", json!("dhcp")), "IPAM.Driver"),
@@ -76,7 +74,16 @@ fn what_is_not_offered_is_refused_by_name() {
         (with(from_docker("x"), "/Name", json!("")), "name"),
         (ipv6, "EnableIPv6"),
         (ipam(json!([{"Subnet": "10.1.0.0/24"}, {"Subnet": "10.2.0.0/24"}])), "one subnet"),
-        (ipam(json!([{"Subnet": "10.1.0.0/24", "IPRange": "10.1.0.0/25"}])), "IPAM.Config[0].IPRange"),
+        (
+            ipam(json!([{"Subnet": "10.1.0.0/24", "IPRange": "10.2.0.0/25"}])),
+            "no matching subnet for range 10.2.0.0/25",
+        ),
+        (ipam(json!([{"Subnet": "10.1.0.0/24", "IPRange": "10.1.0.0"}])), "invalid ip-range"),
+        (ipam(json!([{"IPRange": "10.1.0.0/25"}])), "an ip-range or aux-address needs its subnet"),
+        (ipam(json!([{"Subnet": "10.1.0.0/24", "AuxiliaryAddresses": {"a": "10.2.0.9"}}])), "aux-address 10.2.0.9"),
+        (ipam(json!([{"Subnet": "10.1.0.0/24", "AuxiliaryAddresses": {"a": "b"}}])), "invalid aux-address \"b\""),
+        (with(from_docker("x"), "/Options", json!({"com.docker.network.driver.mtu": "big"})), "a number of bytes"),
+        (with(from_docker("x"), "/Options", json!({"com.docker.network.driver.mtu": "100"})), "576 to 65535"),
         (ipam(json!([{"Subnet": "10.1.0.7/24"}])), "it should be 10.1.0.0/24"),
         (ipam(json!([{"Subnet": "10.1.0.0/33"}])), "10.1.0.0/33"),
         (ipam(json!([{"Subnet": "10.1.0.0/31"}])), "10.1.0.0/31"),
@@ -91,6 +98,44 @@ fn what_is_not_offered_is_refused_by_name() {
     let text = api.refused("POST", "/networks/create", &from_docker("host"), 403);
     assert_eq!(text, "operation is not permitted on predefined host network");
     assert!(api.fake.current().networks.is_empty(), "nothing was made");
+}
+
+#[test]
+fn what_was_asked_of_a_network_is_shown() {
+    let api = Api::manager();
+    let config = json!([{"Subnet": "10.1.0.0/24", "Gateway": "10.1.0.254", "IPRange": "10.1.0.0/26",
+                         "AuxiliaryAddresses": {"printer": "10.1.0.9"}}]);
+    let mut request = with(from_docker("x"), "/IPAM/Config", config.clone());
+    request = with(request, "/Attachable", json!(true));
+    request = with(request, "/Internal", json!(true));
+    request = with(request, "/Options", json!({"encrypted": "", "com.docker.network.driver.mtu": "1300"}));
+    assert_eq!(api.call("POST", "/networks/create", &request).0, 201);
+    let shown = api.get("/networks/x");
+    assert_eq!((&shown["Attachable"], &shown["Internal"]), (&json!(true), &json!(true)));
+    assert_eq!(shown["IPAM"]["Config"], config);
+    let network = api.fake.current().networks.values().next().unwrap().spec.clone();
+    assert_eq!((network.mtu_bytes, network.attachable), (Some(1300), true));
+}
+
+#[test]
+fn namespaces_go_on_attachable_networks_only() {
+    let api = Api::manager();
+    api.create_network("net");
+    let open = with(from_docker("open"), "/Attachable", json!(true));
+    assert_eq!(api.call("POST", "/networks/create", &open).0, 201);
+    let attach = |network: &str, address: &str| json!({"netns": "blue", "network": network, "address": address});
+    assert_eq!(api.refused("POST", "/formic/attachments", &attach("net", ""), 403), REFUSAL);
+    assert_eq!(api.refused("POST", "/formic/attachments", &attach("no", ""), 404), "network no not found");
+    assert_eq!(api.refused("POST", "/formic/attachments", &attach("open", "x"), 400), "invalid address \"x\"");
+    let (status, attached) = api.call("POST", "/formic/attachments", &attach("open", "10.0.2.77"));
+    assert_eq!((status, &attached["address"]), (201, &json!("10.0.2.77/24")), "{attached}");
+    let listed = &api.get("/containers/json?all=1")[0];
+    assert_eq!((&listed["Names"], &listed["Image"]), (&json!(["/blue"]), &json!("netns:blue")));
+    assert_eq!(api.get("/tasks"), json!([]), "Docker's tasks are those of services");
+    let off = |network: &str| format!("/formic/attachments?netns=blue&network={network}");
+    assert_eq!(api.refused("DELETE", &off("net"), &Value::Null, 403), REFUSAL);
+    assert_eq!(api.call("DELETE", &off("open"), &Value::Null).0, 204);
+    assert!(api.refused("DELETE", &off("open"), &Value::Null, 404).contains("blue is not on this network"));
 }
 
 #[test]
