@@ -386,7 +386,8 @@ impl Actor {
     /// Refuses what comes in until the next attempt is due; false when nothing will come any more.
     fn refuse(&self, inputs: &Receiver<Input>, why: &StoreError) -> bool {
         let due = Instant::now() + STORE_RETRY;
-        loop {
+        // However much comes in.
+        while Instant::now() < due {
             let next = smol::block_on(async { inputs.recv().await.map(Some) }.or(async {
                 smol::Timer::at(due).await;
                 Ok(None)
@@ -401,6 +402,7 @@ impl Actor {
                 Ok(Some(Input::Step { .. } | Input::Read { .. } | Input::Snapshot { .. } | Input::Leave)) => {}
             }
         }
+        true
     }
 
     /// What came in until the consensus wants to go on. `None` when nothing will come any more.

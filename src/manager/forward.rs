@@ -5,6 +5,7 @@ use super::drops::ControlDrop;
 use super::handle::{Inner, LEADER_PATIENCE, LEADER_PAUSE, Leader, ManagerError};
 use super::listener::Connection;
 use super::peers::judge;
+use super::replica::Verdict;
 use crate::cluster::{Command, Refusal, Reply};
 use crate::raft::MAX_COMMAND_BYTES;
 use crate::tls::{self, ConnectError, StreamError};
@@ -115,19 +116,24 @@ pub(super) async fn serve_command(inner: Arc<Inner>, connection: Connection) {
     let Some(command) = command else {
         return connection.refuse(&inner, ControlDrop::Malformed, "this is no command").await;
     };
-    let outcome = match inner.propose_here(command).await {
-        Ok((reply, index)) => Outcome::Done(reply, index),
-        Err(ManagerError::Refused(refusal)) => Outcome::Refused(refusal),
-        Err(ManagerError::NotLeader) => {
-            return connection.answer(Answer::NotLeader { leader: inner.leader_address() }).await;
-        }
-        Err(ManagerError::LeadLost | ManagerError::Interrupted(_)) => Outcome::LeadLost,
-        Err(other) => Outcome::Failed(other.to_string()),
+    let Some(outcome) = outcome(inner.propose_here(command).await) else {
+        return connection.answer(Answer::NotLeader { leader: inner.leader_address() }).await;
     };
     match postcard::to_stdvec(&outcome) {
         Ok(outcome) => connection.answer(Answer::Forwarded { outcome }).await,
         Err(error) => tracing::error!(%error, "an outcome cannot be encoded"),
     }
+}
+
+/// What the sender is told of it; `None`: it never got into the log here, and the next leader may take it.
+fn outcome(verdict: Verdict) -> Option<Outcome> {
+    Some(match verdict {
+        Ok((reply, index)) => Outcome::Done(reply, index),
+        Err(ManagerError::Refused(refusal)) => Outcome::Refused(refusal),
+        Err(ManagerError::NotLeader | ManagerError::Stalled(_)) => return None,
+        Err(ManagerError::LeadLost | ManagerError::Interrupted(_)) => Outcome::LeadLost,
+        Err(other) => Outcome::Failed(other.to_string()),
+    })
 }
 
 /// Tells another manager from which log index its state is new enough.
@@ -158,5 +164,20 @@ pub(super) async fn serve_state(inner: Arc<Inner>, connection: Connection) {
     }
     if let Err(error) = sent.and(connection.writer.close().await) {
         tracing::info!(from = %connection.from, %error, "a new manager did not take the state");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manager::StoreError;
+
+    #[test]
+    fn a_manager_that_cannot_write_sends_the_command_on() {
+        let full = || StoreError::Node("no room".to_owned());
+        assert!(outcome(Err(ManagerError::NotLeader)).is_none());
+        assert!(outcome(Err(ManagerError::Stalled(full()))).is_none(), "it was refused before the log");
+        let lost = outcome(Err(ManagerError::Interrupted(full())));
+        assert!(matches!(lost, Some(Outcome::LeadLost)), "it may be in the log: nobody may take it twice");
     }
 }

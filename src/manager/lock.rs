@@ -20,6 +20,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use zeroize::Zeroizing;
 
 const MAGIC: &[u8; 16] = b"formic at-rest 2";
+/// Of a key file beside a store of [`FORMER_STORE_FORMAT`] or before.
+const FORMER_MAGIC: &[u8; 16] = b"formic at-rest 1";
+const FORMER_STORE_FORMAT: u64 = 2;
 const LABEL: &[u8] = b"formic unlock v1";
 /// Bytes of a key file at most: one with two keys is below 250.
 const MAX_FILE_BYTES: u64 = 512;
@@ -59,6 +62,9 @@ impl KeyFile {
         let file = File::open(&path).map_err(|error| file_error(&path, error))?;
         file.take(MAX_FILE_BYTES).read_to_end(&mut bytes).map_err(|error| file_error(&path, error))?;
         let damaged = || StoreError::Damaged { path: path.clone(), reason: "it is not an at-rest key".to_owned() };
+        if bytes.starts_with(FORMER_MAGIC) {
+            return Err(StoreError::Older { path, found: FORMER_STORE_FORMAT });
+        }
         let rest = bytes.strip_prefix(MAGIC).ok_or_else(damaged)?;
         let (content, key) = match rest.split_first().ok_or_else(damaged)? {
             (&OPEN, summed) => {

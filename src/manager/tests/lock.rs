@@ -185,6 +185,18 @@ fn a_locked_manager_goes_on_alone_and_stays_locked() {
 }
 
 #[test]
+fn the_key_file_of_an_older_version_is_named() {
+    smol::block_on(async {
+        let scratch = Scratch::new();
+        let (_, params) = params(quick());
+        Manager::create(scratch.path(), params).await.unwrap().0.stop().await;
+        std::fs::write(scratch.path().join(KEY_FILE), [b"formic at-rest 1".as_slice(), &[0; 80]].concat()).unwrap();
+        let error = refused(scratch.path(), None).await;
+        assert!(matches!(error, StoreError::Older { found: 2, .. }), "{error}");
+    });
+}
+
+#[test]
 fn a_manager_that_starts_replaces_its_store_under_the_lock_of_its_state() {
     smol::block_on(async {
         let scratch = Scratch::new();
