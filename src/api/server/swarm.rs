@@ -268,6 +268,9 @@ pub(super) fn unlock_key(context: &Arc<Context>, request: &Request) -> Result<re
                 }
                 smol::Timer::after(UNLOCK_KEY_RETRY).await;
             }
+            if manager_state(&*own.backend).is_ok_and(|state| state.unlock_key() != Some(&key)) {
+                tracing::warn!("an unlock key was replaced right after it was shown: the new one is to be asked for");
+            }
         };
         let waiting = context.jobs.try_send(Box::pin(job));
         waiting.map_err(|_| ApiError::unavailable("the daemon is too busy: try again"))?;
