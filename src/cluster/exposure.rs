@@ -5,6 +5,11 @@
 //! - the certificate authority, the key that signs records, and the join tokens: as `swarm ca --rotate` does. Only one
 //!   such replacement runs at a time; this one waits for the one before it.
 //!
+//! Until all nodes have renewed their certificates the former authority is believed, as everywhere, and with it whoever
+//! has its key: a certificate of it is not refused where the managers have committed a new one for the node, since the
+//! answer with the new one may have been lost, and a manager that cannot speak holds the swarm up. Nodes that are away
+//! hold that end up; who distrusts a former manager removes them, and it (`node demote`, then `node rm`).
+//!
 //! The unlock key stays: with it alone, and no other manager's disk, nothing is opened, and nobody but an operator can
 //! bring a new one to safety.
 
@@ -40,6 +45,15 @@ impl State {
         if self.managers.keys().any(|node| !managers.contains_key(node)) {
             self.cluster.exposure = Exposure { masters: true, authority: true };
         }
+    }
+
+    /// One manager goes on alone, with masters that are new: what the others know of the rest is replaced, as if they had
+    /// been demoted.
+    pub(super) fn note_abandoned_managers(&mut self, stays: NodeId) {
+        let others = self.managers.keys().any(|node| *node != stays);
+        let authority = self.cluster.exposure.authority || others;
+        self.cluster.exposure = Exposure { masters: false, authority };
+        self.managers.clear();
     }
 
     pub(super) fn replace_masters(&mut self, master: &Key32, at: UnixTime) -> Outcome {

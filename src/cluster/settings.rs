@@ -94,7 +94,7 @@ impl State {
         self.at = at;
         let generation = Generation { fork: life.fork, index };
         self.ring = first_ring((Epoch(first), &life.current), &life.next, generation, at);
-        self.managers.clear();
+        self.note_abandoned_managers(life.node);
         for node in self.nodes.values_mut() {
             let stays = node.id == life.node;
             if stays || node.role == Role::Manager {

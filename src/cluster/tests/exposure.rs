@@ -78,3 +78,27 @@ fn the_authority_and_the_tokens_that_it_knew_give_way() {
     swarm.ok(replace_authority(9));
     assert_eq!(*swarm.state.cluster.worker_secret, [9; 16]);
 }
+
+#[test]
+fn what_the_managers_knew_that_were_given_up_gives_way() {
+    let life = |swarm: &Swarm| NewLife {
+        node: node(3),
+        fork: Fork(swarm.state.cluster.fork.0 + 1),
+        current: key(70),
+        next: key(71),
+    };
+    let mut swarm = Swarm::with_workers(2);
+    for number in [3, 4] {
+        swarm.ok(add_node(number, Role::Manager));
+    }
+    set_managers(&mut swarm, &[3]);
+    let mut alone = swarm.state.duplicate().unwrap();
+    alone.begin_life(&life(&swarm), UnixTime(START + 1)).unwrap();
+    assert_eq!(alone.cluster.exposure, Exposure::default(), "nobody else knew anything");
+    set_managers(&mut swarm, &[3, 4]);
+    let life = life(&swarm);
+    swarm.state.begin_life(&life, UnixTime(START + 1)).unwrap();
+    assert!(swarm.state.authority_is_exposed() && !swarm.state.masters_are_exposed(), "the masters are new");
+    swarm.ok(replace_authority(8));
+    assert_eq!(swarm.state.cluster.exposure, Exposure::default());
+}
