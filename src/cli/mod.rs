@@ -75,6 +75,11 @@ enum Verb {
     Version(system::Version),
 }
 
+/// All verbs with their options and help, for the manual and the completions that are made from them.
+pub fn definition() -> argh::CommandInfoWithArgs {
+    Formic::get_args_info()
+}
+
 /// Runs a command line (without the program's name) to its exit code.
 pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let mut session = Session::on_terminal();
