@@ -11,7 +11,7 @@
 //!   docker, formic ----- unix socket -----.
 //!                                         v
 //!   .------------------- network process ---------------------.   verbs    .----- helper -----.
-//!   | no capability, no_new_privs                             |----------->| privileged, small |
+//!   | no capability, few system calls                         |----------->| privileged, small |
 //!   |  api    agent ---- keys, gossip, tasks                  |<- TUN fds -| namespaces, TUNs, |
 //!   |  manager -- cluster     dataplane (worker threads)      |<- exits ---| tasks, images     |
 //!   '--|2377/tcp-----------|7946/udp----------|4500/udp-------'            '------|------------'
@@ -21,8 +21,9 @@
 //!                                                                        each with its TUN devices
 //! ```
 //!
-//! The daemon forks [`helper`] before it has threads and then drops every capability: the process that reads the
-//! network can neither enter namespaces nor mount. Lives end downwards: a killed daemon takes the helper and all tasks
+//! The daemon forks [`helper`] before it has threads and then drops every capability
+//! ([`sys::privileges::become_network_process`]) and all system calls that it does not need ([`sys::confine`]): the
+//! process that reads the network can neither enter namespaces nor mount, nor start a program. Lives end downwards: a killed daemon takes the helper and all tasks
 //! along; what lies on disk is removed at the next start, and the managers place the tasks anew.
 //!
 //! # The four flows
@@ -127,6 +128,7 @@
 //! | `rcgen` | certificates and requests |
 //! | `redb` | the managers' log and snapshot: crash-safe, pure Rust, no dependencies |
 //! | `rustls` | TLS 1.3 with X25519MLKEM768 |
+//! | `seccompiler` | the filter of system calls, as a program for the kernel; from a virtual machine monitor whose processes live behind it |
 //! | `serde` | derived encodings |
 //! | `serde_json` | the API's JSON |
 //! | `sha2` | SHA-256 of SPIs, digests and the key schedule |

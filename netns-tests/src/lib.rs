@@ -7,6 +7,7 @@
 //! - [`Guest`]: a machine of its own, with another kernel.
 //! - [`managers`]: several managers: terms, the key ring, whether all show the same.
 //! - [`capture`]: what passes on a wire. [`traffic`]: pings and streams. [`attack`]: datagrams that nobody asked for.
+//! - [`memory`]: what a daemon's memory holds.
 //! - [`wait_until`]: no test sleeps and hopes.
 //!
 //! The tests need root, or a user namespace that makes them look so (`scripts/test` takes care), and the release
@@ -20,6 +21,7 @@ pub mod capture;
 pub mod guest;
 pub mod host;
 pub mod managers;
+pub mod memory;
 pub mod process;
 pub mod swarm;
 pub mod topology;

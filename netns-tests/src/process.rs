@@ -172,7 +172,16 @@ pub fn children(pid: u32) -> Vec<u32> {
 
 /// A field of `/proc/PID/status`; empty when there is none.
 pub fn status_of(pid: u32, field: &str) -> String {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status_in(&format!("/proc/{pid}/status"), field)
+}
+
+/// The same of one thread.
+pub fn status_of_thread(pid: u32, thread: &str, field: &str) -> String {
+    status_in(&format!("/proc/{pid}/task/{thread}/status"), field)
+}
+
+fn status_in(path: &str, field: &str) -> String {
+    let status = std::fs::read_to_string(path).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
     line.unwrap_or_default().trim().to_owned()
 }

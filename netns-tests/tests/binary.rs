@@ -1,7 +1,8 @@
 //! The release binary: static, quick, quiet, and without rights where it reads the network.
 
-use netns_tests::process::{children, status_of};
+use netns_tests::process::{children, status_of, status_of_thread};
 use netns_tests::{Host, Swarm, Topology, formic, process, wait_until};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -113,10 +114,21 @@ fn the_network_process_has_no_rights_and_shows_no_secrets() {
     let secrets = [token.as_str(), token.rsplit('-').next().unwrap_or_default()];
     for host in &swarm.net.hosts {
         let daemon = host.daemon_pid();
-        for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
-            assert_eq!(u64::from_str_radix(&status_of(daemon, set), 16), Ok(0), "{set} of the network process");
+        let threads = std::fs::read_dir(format!("/proc/{daemon}/task")).expect("the threads").flatten();
+        let threads: Vec<_> = threads.map(|thread| thread.file_name().to_string_lossy().into_owned()).collect();
+        assert!(threads.len() > 3, "{threads:?}");
+        for thread in &threads {
+            let status = |field| status_of_thread(daemon, thread, field);
+            assert_eq!([status("NoNewPrivs"), status("Seccomp")], ["1", "2"], "thread {thread} of {threads:?}");
+            for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+                assert_eq!(u64::from_str_radix(&status(set), 16), Ok(0), "{set} of thread {thread} of {threads:?}");
+            }
         }
-        assert_eq!(status_of(daemon, "NoNewPrivs"), "1");
+        let limits = std::fs::read_to_string(format!("/proc/{daemon}/limits")).expect("the limits");
+        let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit of core files");
+        assert_eq!(core.split_whitespace().filter(|word| *word == "0").count(), 2, "{core}");
+        let mode = std::fs::metadata(host.socket()).expect("the socket").permissions().mode();
+        assert_eq!(mode & 0o7777, 0o660, "who may use the API's socket");
         let helpers = children(daemon);
         assert!(!helpers.is_empty(), "no helper");
         assert!(

@@ -8,6 +8,7 @@ use crate::helper::HelperClient;
 use crate::helper::verbs::{
     CommandSpec, Environment, ErrorKind, Image, Interface, NamespaceName, TaskLaunch, VerbError,
 };
+use crate::sys::erase::erase_stack;
 use crate::sys::tun::TunDriver;
 use crate::types::{EndpointKey, Queues, TaskAssignment, TaskId};
 use crate::wire::control::FromAgent;
@@ -39,6 +40,9 @@ impl Engine {
         self.publish();
         if self.core.commands.is_empty() {
             return Ok(());
+        }
+        if self.core.commands.iter().any(|command| matches!(command, DataCommand::EraseEpoch(_))) {
+            erase_stack();
         }
         self.dataplane
             .send(std::mem::take(&mut self.core.commands))

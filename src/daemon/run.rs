@@ -1,7 +1,8 @@
 //! The life of the daemon process.
 //!
 //! 1. While the process has one thread and its privileges: options, the helper (forked), the API's socket.
-//! 2. The privileges go; from here on this process can neither enter namespaces nor mount.
+//! 2. The privileges and most system calls go; from here on this process can neither enter namespaces nor mount, nor start
+//!    a program.
 //! 3. The node takes up its membership, the API is served.
 //! 4. Until SIGTERM or SIGINT, or until something fails that must not: then tasks end, and with them their devices.
 
@@ -9,7 +10,7 @@ use super::options::{LogFormat, LogLevel, Options};
 use crate::agent::{Node, NodeSettings};
 use crate::api::server;
 use crate::helper::{self, HelperOptions};
-use crate::sys::{clock::Clock, privileges};
+use crate::sys::{clock::Clock, confine, privileges};
 use anyhow::{Context as _, Result, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
@@ -31,8 +32,13 @@ pub fn run(options: Options) -> Result<()> {
         helper::start(&settings).with_context(|| format!("cannot start in {}", options.state_dir.display()))?;
     raise_open_files().context("cannot raise the limit of open files")?;
     let socket = server::bind(&options.socket, options.socket_group.as_deref())?;
-    let signals = block_signals().context("cannot take over signals")?;
+    if let Err(error) = privileges::lock_memory() {
+        tracing::warn!("{error}: keys can get into this host's swap space");
+    }
     privileges::become_network_process().context("cannot give up privileges")?;
+    confine::confine().context("cannot give up system calls")?;
+    // Only now: what waits for signals has a thread, and threads keep what they were started with.
+    let signals = block_signals().context("cannot take over signals")?;
     let (helper, events) = helper.connect().context("cannot talk to the helper process")?;
     let (fatal, fatal_reason) = bounded(1);
     let settings = NodeSettings {

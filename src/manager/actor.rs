@@ -16,6 +16,7 @@ use super::store::{Loaded, Store, StoreError};
 use super::wall_clock;
 use crate::cluster::{Command, Lock, State};
 use crate::raft::{Lead, Member, Membership, Message, Raft, Save, Settings, Snapshot, Timing};
+use crate::sys::erase::erase_stack;
 use crate::types::{NodeId, Time};
 use smol::channel::{Receiver, Sender, TrySendError, bounded};
 use smol::future::FutureExt as _;
@@ -253,7 +254,12 @@ impl Shell for Ends {
     type Reader = Sender<Option<u64>>;
 
     fn save(&mut self, save: &Save) -> Result<(), ManagerError> {
-        Ok(self.store.save(save)?)
+        self.store.save(save)?;
+        if save.snapshot.is_some() {
+            // Masters may have been retired with what the snapshot leaves out: nor does the stack keep them.
+            erase_stack();
+        }
+        Ok(())
     }
 
     fn follow_lock(&mut self, lock: &Lock) -> Result<(), ManagerError> {

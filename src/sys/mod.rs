@@ -7,6 +7,8 @@
 //! Linux 5.10 or newer is expected (`close_range`, `pidfd_open`, `setns` on a pidfd).
 
 pub mod clock;
+pub mod confine;
+pub mod erase;
 pub mod interface;
 pub mod memfd;
 pub mod mount;

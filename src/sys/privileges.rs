@@ -1,7 +1,9 @@
 //! Capabilities and what else a process may do: check them, drop them, and the set that containers keep.
 //!
-//! Capabilities belong to threads: everything here is called while the process has one thread.
+//! Capabilities belong to threads: everything here is called while the process has one thread, and
+//! [`become_network_process`] refuses to go on when there are more.
 
+use super::process::require_single_thread;
 use super::{check, explain};
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::sys::prctl;
@@ -59,9 +61,22 @@ pub fn check_needed() -> io::Result<()> {
     }
 }
 
+/// Keeps the memory of this process, also what it will use later, out of swap space. To be called while still
+/// privileged. Errors when the limit of locked memory cannot be raised: in a container without CAP_SYS_RESOURCE.
+pub fn lock_memory() -> io::Result<()> {
+    let locked = || -> io::Result<()> {
+        // Without the capability, which goes, the limit counts: one that is reached would fail an allocation.
+        setrlimit(Resource::RLIMIT_MEMLOCK, libc::RLIM_INFINITY, libc::RLIM_INFINITY)?;
+        // SAFETY: takes flags only. Pages are locked when they are first used, not when they are mapped.
+        check(unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) }).map(drop)
+    };
+    locked().map_err(|error| explain("cannot lock memory", error))
+}
+
 /// Turns this process into the one that reads the network: no capability and no way to gain one, no core dump,
 /// not traceable. Errors leave the process unfit to go on.
 pub fn become_network_process() -> io::Result<()> {
+    require_single_thread()?;
     prctl::set_no_new_privs()?;
     lock_securebits()?;
     clear_ambient();

@@ -1,5 +1,5 @@
 //! Key material: zeroized when dropped, without Debug, Clone or serde, so that it cannot reach a log or a
-//! copy by accident. Where a key legitimately travels (sealed state, mTLS), the field says so with
+//! copy by accident, and in a place of its own, so that moving it leaves no copy behind. Where a key legitimately travels (sealed state, mTLS), the field says so with
 //! `#[serde(with = "carried_key")]`.
 
 use serde::{Deserialize, Serialize};
@@ -7,13 +7,21 @@ use std::fmt;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// A 256-bit secret.
-#[derive(Zeroize, ZeroizeOnDrop, PartialEq, Eq)]
-pub struct Key32([u8; 32]);
+#[derive(PartialEq, Eq)]
+pub struct Key32(Box<[u8; 32]>);
+
+impl Drop for Key32 {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl ZeroizeOnDrop for Key32 {}
 
 impl Key32 {
     /// Takes over 32 bytes of key material.
     pub fn new(bytes: [u8; 32]) -> Key32 {
-        Key32(bytes)
+        Key32(Box::new(bytes))
     }
 
     /// The bytes, for the one call that needs them.
@@ -23,7 +31,7 @@ impl Key32 {
 
     /// A second copy, made on purpose (a ring handed to two owners).
     pub fn duplicate(&self) -> Key32 {
-        Key32(self.0)
+        Key32(self.0.clone())
     }
 }
 
@@ -39,7 +47,7 @@ pub mod carried_key {
 
     /// Reads 32 bytes.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Key32, D::Error> {
-        <[u8; 32]>::deserialize(deserializer).map(Key32)
+        <[u8; 32]>::deserialize(deserializer).map(Key32::new)
     }
 }
 

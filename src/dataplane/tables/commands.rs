@@ -5,6 +5,7 @@ use super::super::{DataCommand, DataEvent, SaRefusal};
 use super::{Endpoint, Inbound, Link, MAX_PEERS, Network, Peer, Tables};
 use crate::esp::{Direction, SaIdentity, SaKeys};
 use crate::overlay::{LocalIndex, NetworkTable, PeerIndex, RemoteUpdate};
+use crate::sys::erase::erase_stack;
 use crate::sys::poll::PollSet;
 use crate::sys::tun;
 use crate::types::{EndpointKey, Epoch, Generation, NetworkId, NodeId, Transform};
@@ -201,6 +202,8 @@ impl Tables {
             link.wanted = None;
             link.sending = None;
         }
+        // What deriving and expanding keys has left there.
+        erase_stack();
     }
 
     fn report_refusal(&mut self, identity: SaIdentity, done: Result<(), SaRefusal>) {

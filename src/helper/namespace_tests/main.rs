@@ -4,6 +4,7 @@
 //! A program without libtest, since the helper must be forked while there is one thread. It speaks enough of
 //! libtest's command line for `cargo test` and `cargo nextest`.
 
+mod confinement;
 mod support;
 
 use formic::helper;
@@ -45,6 +46,7 @@ const CASES: &[(&str, Case)] = &[
     ("an_image_can_be_replaced_while_used", replaced_image),
     ("imports_keep_what_they_can", import_details),
     ("the_network_process_has_no_capability", network_process),
+    ("the_network_process_makes_no_other_system_call", confinement::system_calls),
     ("a_state_directory_has_one_helper", second_helper),
     ("leftovers_are_removed", leftovers),
     ("a_killed_daemon_takes_all_along", killed_daemon),
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
         Some("--inside") => inside(arguments.get(1).map_or("", String::as_str)),
+        Some("--confined") => confinement::confined(arguments.get(1).map_or("", String::as_str)),
         Some("--daemon") => daemon(Path::new(arguments.get(1).map_or("", String::as_str))),
         _ => drive(&arguments),
     }
