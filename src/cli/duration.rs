@@ -9,6 +9,11 @@ pub(super) fn parse(text: &str) -> Result<Duration, String> {
     read(text).ok_or_else(|| format!("invalid duration {text:?}: write it like 90s, 12h or 1h30m"))
 }
 
+/// Reads one; the API counts in nanoseconds.
+pub(super) fn nanoseconds(text: &str) -> Result<u64, String> {
+    u64::try_from(parse(text)?.as_nanos()).map_err(|_| format!("the duration {text:?} is too long"))
+}
+
 fn read(text: &str) -> Option<Duration> {
     let mut total = Duration::ZERO;
     let mut rest = text;

@@ -9,6 +9,7 @@
 
 mod argv;
 mod attach;
+mod convergence;
 mod daemon;
 mod duration;
 mod exec;
@@ -19,6 +20,9 @@ mod quantity;
 mod run;
 mod service;
 mod service_create;
+mod service_flags;
+mod service_pretty;
+mod service_update;
 mod session;
 mod status;
 mod swarm;

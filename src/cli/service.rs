@@ -1,8 +1,9 @@
-//! `formic service`: lists, inspection, removal. Creating is in `service_create`.
+//! `formic service`: lists, inspection, removal. Creating is in `service_create`, changing in `service_update`.
 
 use super::service_create::Create;
+use super::service_update::{Rollback, Scale, Update};
 use super::session::{Failure, Outcome, Session, filters};
-use super::table;
+use super::{service_pretty, table};
 use crate::api::client::Target;
 use crate::api::time;
 use crate::api::types::{Service as ServiceInfo, Task};
@@ -23,6 +24,9 @@ pub(super) struct Service {
 #[expect(clippy::large_enum_variant, reason = "one is made for each process")]
 enum Verb {
     Create(Create),
+    Update(Update),
+    Scale(Scale),
+    Rollback(Rollback),
     Ls(Ls),
     Ps(Ps),
     Inspect(Inspect),
@@ -33,6 +37,9 @@ impl Service {
     pub(super) fn run(self, session: &mut Session) -> Outcome {
         match self.verb {
             Verb::Create(verb) => verb.run(session),
+            Verb::Update(verb) => verb.run(session),
+            Verb::Scale(verb) => verb.run(session),
+            Verb::Rollback(verb) => verb.run(session),
             Verb::Ls(verb) => verb.run(session),
             Verb::Ps(verb) => verb.run(session),
             Verb::Inspect(verb) => verb.run(session),
@@ -174,10 +181,13 @@ fn current_state(task: &Task, now: u64) -> String {
     }
 }
 
-/// Shows all about services, as JSON.
+/// Shows all about services, as JSON or, with --pretty, for people.
 #[derive(FromArgs, ArgsInfo, Debug)]
 #[argh(subcommand, name = "inspect")]
 struct Inspect {
+    /// for people to read
+    #[argh(switch)]
+    pretty: bool,
     /// ids or names
     #[argh(positional)]
     services: Vec<String>,
@@ -185,6 +195,12 @@ struct Inspect {
 
 impl Inspect {
     fn run(self, session: &mut Session) -> Outcome {
+        if self.pretty {
+            return session.for_each(&some(self.services)?, |session, name| {
+                let service = session.service(name)?;
+                service_pretty::text(session, &service).map(Some)
+            });
+        }
         session.inspect(&some(self.services)?, |service| Target::new(&["services", service]))
     }
 }

@@ -1,12 +1,12 @@
-//! `formic service create`, and waiting until the service runs.
+//! `formic service create`.
 
-use super::session::{Failure, Outcome, Session, filters, pairs};
-use super::{quantity, table};
+use super::convergence::Convergence;
+use super::service_flags::{RestartFlags, UpdateFlags};
+use super::session::{Failure, Outcome, Session, pairs};
+use super::{duration, quantity};
 use crate::api::client::Target;
 use crate::api::types as api;
 use argh::{ArgsInfo, FromArgs};
-use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
 
 /// Creates a service: as many containers of an image as wanted, on the hosts of the swarm.
 #[derive(FromArgs, ArgsInfo, Debug)]
@@ -55,6 +55,48 @@ pub(super) struct Create {
     /// program to run instead of the image's own
     #[argh(option, arg_name = "program")]
     entrypoint: Option<String>,
+    /// when a task that ended is replaced: none, on-failure or any (default: any)
+    #[argh(option, arg_name = "word")]
+    restart_condition: Option<String>,
+    /// time between the end of a task and its replacement (default: 5s)
+    #[argh(option, arg_name = "time", from_str_fn(duration::nanoseconds))]
+    restart_delay: Option<u64>,
+    /// replacements at most (default: no limit)
+    #[argh(option, arg_name = "count")]
+    restart_max_attempts: Option<u64>,
+    /// time within which these are counted (default: since the service last changed)
+    #[argh(option, arg_name = "time", from_str_fn(duration::nanoseconds))]
+    restart_window: Option<u64>,
+    /// tasks that an update replaces together; 0 is all (default: 1)
+    #[argh(option, arg_name = "count")]
+    update_parallelism: Option<u64>,
+    /// time that a new task runs before an update replaces the next (default: 0s)
+    #[argh(option, arg_name = "time", from_str_fn(duration::nanoseconds))]
+    update_delay: Option<u64>,
+    /// time for which a new task that ends counts as failed (default: 5s)
+    #[argh(option, arg_name = "time", from_str_fn(duration::nanoseconds))]
+    update_monitor: Option<u64>,
+    /// what an update does when too many fail: pause, continue or rollback (default: pause)
+    #[argh(option, arg_name = "word")]
+    update_failure_action: Option<String>,
+    /// part of the tasks, 0 to 1, that may fail in an update (default: 0)
+    #[argh(option, arg_name = "number")]
+    update_max_failure_ratio: Option<f64>,
+    /// tasks that a rollback replaces together; 0 is all (default: 1)
+    #[argh(option, arg_name = "count")]
+    rollback_parallelism: Option<u64>,
+    /// time that a task runs before a rollback replaces the next (default: 0s)
+    #[argh(option, arg_name = "time", from_str_fn(duration::nanoseconds))]
+    rollback_delay: Option<u64>,
+    /// time for which a task of a rollback that ends counts as failed (default: 5s)
+    #[argh(option, arg_name = "time", from_str_fn(duration::nanoseconds))]
+    rollback_monitor: Option<u64>,
+    /// what a rollback does when too many fail: pause or continue (default: pause)
+    #[argh(option, arg_name = "word")]
+    rollback_failure_action: Option<String>,
+    /// part of the tasks, 0 to 1, that may fail in a rollback (default: 0)
+    #[argh(option, arg_name = "number")]
+    rollback_max_failure_ratio: Option<f64>,
     /// do not wait until the tasks run
     #[argh(switch, short = 'd')]
     detach: bool,
@@ -80,7 +122,35 @@ impl Create {
         Convergence::new(created.id, quiet).wait(session)
     }
 
-    fn spec(self) -> Result<api::ServiceSpec, Failure> {
+    fn policies(&mut self, spec: &mut api::ServiceSpec) {
+        RestartFlags {
+            condition: self.restart_condition.take(),
+            delay: self.restart_delay,
+            max_attempts: self.restart_max_attempts,
+            window: self.restart_window,
+        }
+        .apply(&mut spec.task_template.restart_policy);
+        UpdateFlags {
+            parallelism: self.update_parallelism,
+            delay: self.update_delay,
+            monitor: self.update_monitor,
+            failure_action: self.update_failure_action.take(),
+            max_failure_ratio: self.update_max_failure_ratio,
+        }
+        .apply(&mut spec.update_config);
+        UpdateFlags {
+            parallelism: self.rollback_parallelism,
+            delay: self.rollback_delay,
+            monitor: self.rollback_monitor,
+            failure_action: self.rollback_failure_action.take(),
+            max_failure_ratio: self.rollback_max_failure_ratio,
+        }
+        .apply(&mut spec.rollback_config);
+    }
+
+    fn spec(mut self) -> Result<api::ServiceSpec, Failure> {
+        let mut policies = api::ServiceSpec::default();
+        self.policies(&mut policies);
         let (mode, placement) = (self.service_mode()?, self.placement()?);
         let (nano_cpus, memory_bytes) = (self.reserve_cpu, self.reserve_memory);
         let networks =
@@ -100,10 +170,10 @@ impl Create {
                 resources: api::ResourceRequirements { reservations: api::Resources { nano_cpus, memory_bytes } },
                 placement,
                 networks: networks.collect(),
-                ..api::TaskSpec::default()
+                ..policies.task_template
             },
             mode,
-            ..api::ServiceSpec::default()
+            ..policies
         })
     }
 
@@ -118,18 +188,23 @@ impl Create {
     }
 
     fn placement(&self) -> Result<api::Placement, Failure> {
-        let preference = |text: &String| {
-            let label = text.strip_prefix("spread=").ok_or_else(|| {
-                Failure::new(format!("invalid placement preference {text:?}: it must be spread=node.labels.NAME"))
-            })?;
-            Ok(api::PlacementPreference { spread: api::SpreadOver { spread_descriptor: label.to_owned() } })
-        };
         Ok(api::Placement {
             constraints: self.constraint.clone(),
-            preferences: self.placement_pref.iter().map(preference).collect::<Result<_, Failure>>()?,
+            preferences: preferences(&self.placement_pref)?,
             max_replicas: self.replicas_max_per_node,
         })
     }
+}
+
+/// Placement preferences as they are written.
+pub(super) fn preferences(texts: &[String]) -> Result<Vec<api::PlacementPreference>, Failure> {
+    let preference = |text: &String| {
+        let label = text.strip_prefix("spread=").ok_or_else(|| {
+            Failure::new(format!("invalid placement preference {text:?}: it must be spread=node.labels.NAME"))
+        })?;
+        Ok(api::PlacementPreference { spread: api::SpreadOver { spread_descriptor: label.to_owned() } })
+    };
+    texts.iter().map(preference).collect()
 }
 
 /// A name alone takes the value that it has here; the daemon refuses one that has none.
@@ -141,110 +216,4 @@ pub(super) fn with_value(variable: String) -> String {
         Ok(value) => format!("{variable}={value}"),
         Err(_) => variable,
     }
-}
-
-/// How often the tasks are looked at.
-const POLL: Duration = Duration::from_millis(200);
-
-/// How long all tasks must run before they count as up: one that fails at once is not.
-const STEADY: Duration = Duration::from_secs(1);
-
-/// Tasks that may fail before any replica is up: more of them do not come up by waiting.
-const MAX_FAILED: usize = 3;
-
-/// Waiting for a service's tasks, with progress for people on standard error.
-struct Convergence {
-    service: String,
-    quiet: bool,
-    /// By slot, or by node of a global service.
-    shown: BTreeMap<(u64, String), String>,
-    all_up_since: Option<Instant>,
-}
-
-impl Convergence {
-    fn new(service: String, quiet: bool) -> Convergence {
-        Convergence { service, quiet, shown: BTreeMap::new(), all_up_since: None }
-    }
-
-    fn wait(mut self, session: &mut Session) -> Outcome {
-        loop {
-            let wanted = self.wanted(session)?;
-            let target = filters(Target::new(&["tasks"]), &[format!("service={}", self.service)])?;
-            let tasks: Vec<api::Task> = session.get(&target)?;
-            self.show(session, &tasks, wanted);
-            if self.is_steady(running(&tasks) as u64 >= wanted) {
-                self.tell(session, &format!("verify: Service {} converged", self.service));
-                return Ok(());
-            }
-            if let Some(reason) = hopeless(&tasks) {
-                let name = session.service(&self.service)?.spec.name;
-                return Err(Failure::new(format!(
-                    "service {name} does not come up: {reason} (it stays; see 'formic service ps {name}')"
-                )));
-            }
-            std::thread::sleep(POLL);
-        }
-    }
-
-    /// How many tasks there are to be; the nodes of a global service may change meanwhile.
-    fn wanted(&self, session: &Session) -> Result<u64, Failure> {
-        let target = Target::new(&["services"]).with("status", "true");
-        let found: Vec<api::Service> = session.get(&filters(target, &[format!("id={}", self.service)])?)?;
-        let status = found.into_iter().next().and_then(|service| service.service_status);
-        status.map(|status| status.desired_tasks).ok_or_else(|| Failure::new("the service was removed meanwhile"))
-    }
-
-    fn is_steady(&mut self, all_up: bool) -> bool {
-        let since = if all_up {
-            *self.all_up_since.get_or_insert_with(Instant::now)
-        } else {
-            self.all_up_since = None;
-            return false;
-        };
-        since.elapsed() >= STEADY
-    }
-
-    /// One line for each place whose state changed.
-    fn show(&mut self, session: &mut Session, tasks: &[api::Task], wanted: u64) {
-        let place = |task: &api::Task| (task.slot, if task.slot == 0 { task.node_id.clone() } else { String::new() });
-        let mut newest: BTreeMap<(u64, String), &api::Task> = BTreeMap::new();
-        let rank = |task: &api::Task| (task.desired_state == "running", task.version.index);
-        for task in tasks {
-            let shown = newest.entry(place(task)).or_insert(task);
-            if rank(task) > rank(shown) {
-                *shown = task;
-            }
-        }
-        for (place, task) in newest {
-            let name = if place.0 == 0 { table::short_id(&place.1) } else { format!("{}/{wanted}", place.0) };
-            let mut line = format!("{name}: {}", task.status.state);
-            if !task.status.err.is_empty() {
-                line.push_str(&format!(" ({})", task.status.err));
-            }
-            if self.shown.get(&place) != Some(&line) {
-                self.tell(session, &line);
-                self.shown.insert(place, line);
-            }
-        }
-    }
-
-    fn tell(&self, session: &mut Session, line: &str) {
-        if !self.quiet {
-            session.complain(line);
-        }
-    }
-}
-
-fn running(tasks: &[api::Task]) -> usize {
-    tasks.iter().filter(|task| task.desired_state == "running" && task.status.state == "running").count()
-}
-
-/// The newest reason, if several tasks failed and none runs.
-fn hopeless(tasks: &[api::Task]) -> Option<String> {
-    let failed = tasks.iter().filter(|task| matches!(task.status.state.as_str(), "rejected" | "failed"));
-    if running(tasks) > 0 || failed.clone().count() < MAX_FAILED {
-        return None;
-    }
-    let newest = failed.max_by_key(|task| task.version.index)?;
-    Some(if newest.status.err.is_empty() { newest.status.message.clone() } else { newest.status.err.clone() })
 }

@@ -198,10 +198,12 @@ fn stabilise(text: &str) -> String {
     let lower = |word: &str| word.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
     let mut stable = String::new();
     for line in text.split_inclusive('\n') {
-        let line = match (line.find("Running "), line.find(" ago")) {
-            (Some(from), Some(to)) if from < to => format!("{}Running AGO{}", &line[..from], &line[to + 4..]),
-            _ => line.to_owned(),
-        };
+        let begun = ["Running ", "Shutdown ", "Started:\t", "Completed:\t"].iter().find_map(|word| {
+            let to = line.find(" ago")?;
+            let from = line[..to].rfind(word)? + word.len();
+            Some(format!("{}AGO{}", &line[..from], &line[to + 4..]))
+        });
+        let line = begun.unwrap_or_else(|| line.to_owned());
         for (index, word) in line.split_inclusive(|c: char| !c.is_ascii_alphanumeric()).enumerate() {
             let bare = word.trim_end_matches(|c: char| !c.is_ascii_alphanumeric());
             // Short ids stand at the start of a row.
@@ -312,6 +314,43 @@ fn a_session_about_placement() {
         ],
     );
     golden("placement.txt", &text);
+}
+
+#[test]
+fn a_session_about_changes() {
+    let served = Fake::manager_of_two().serve("cli-changes");
+    let text = transcript(
+        served.socket(),
+        &[
+            "network create net",
+            "network create other",
+            "service create --name web --replicas 2 --network net --update-delay 1s --restart-max-attempts 3 host sleep 9",
+            "service scale web=3",
+            "service scale web=3 nowhere=1 web",
+            "service scale",
+            "service update --image my-image --env-add A=b --label-add tier=front --network-add other --network-rm net web",
+            "service ps web",
+            "service update --network-add other web",
+            "service update -d --constraint-add node.role==worker --replicas 2 --reserve-memory 64m web",
+            "service inspect --pretty web",
+            "service rollback -q web",
+            "service update --image broken web",
+            "service update --image broken --update-failure-action rollback web",
+            "service update --rollback web",
+            "service update --env-rm A --label-rm tier --args sleep web -d",
+            "service update --update-failure-action jump web",
+            "service update --rollback-failure-action rollback web",
+            "service update --update-max-failure-ratio 2 web",
+            "service update --restart-condition sometimes web",
+            "service update nowhere",
+            "service create --name all --mode global host",
+            "service scale all=2",
+            "service update --replicas 2 all",
+            "service update --force all",
+            "service rm web all",
+        ],
+    );
+    golden("changes.txt", &text);
 }
 
 #[test]

@@ -91,6 +91,9 @@ impl State {
             Command::CreateNetwork { id, spec } => self.create_network(*id, spec, at),
             Command::RemoveNetwork { id } => self.remove_network(*id),
             Command::CreateService { id, spec } => self.create_service(*id, spec, at),
+            Command::UpdateService { id, version, spec } => self.update_service(*id, *version, spec, at),
+            Command::RollBackService { id, version } => self.roll_back_service(*id, *version, at),
+            Command::FinishRollout { id, template } => self.finish_rollout(*id, *template, at),
             Command::RemoveService { id } => self.remove_service(*id, at),
 
             Command::CreateTask { id, service, slot, bound_to } => {

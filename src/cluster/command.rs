@@ -255,6 +255,29 @@ pub enum Command {
         /// As wanted.
         spec: ServiceSpec,
     },
+    /// A new specification of a service. Its tasks are replaced one after the other if what they are changes.
+    UpdateService {
+        /// The service.
+        id: ServiceId,
+        /// The version it was made from.
+        version: u64,
+        /// As wanted.
+        spec: ServiceSpec,
+    },
+    /// Goes back to the specification before.
+    RollBackService {
+        /// The service.
+        id: ServiceId,
+        /// The version that is known of it.
+        version: u64,
+    },
+    /// All tasks are replaced and have run for a while. From `schedule::plan` only.
+    FinishRollout {
+        /// The service.
+        id: ServiceId,
+        /// What its tasks are ([`super::Service::template`]).
+        template: u64,
+    },
     /// Removes a service: its tasks are told to go; it leaves with the last one.
     RemoveService {
         /// It.

@@ -28,6 +28,8 @@ pub const REPLICAS: u64 = 10_000;
 pub const TASKS: u64 = 100_000;
 /// Ended tasks of one place that may be kept for people to look at: bounds the state's size.
 pub const TASK_HISTORY: u32 = 100;
+/// Restarts that one place may have within a window: their times are kept with its task.
+pub const RESTARTS_IN_WINDOW: u64 = 64;
 /// Constraints of one service: each is compared with every node at each placement.
 pub const CONSTRAINTS: usize = 64;
 /// Labels that one service spreads over.

@@ -9,6 +9,7 @@
 //! - `ipam`: subnets of the pool, addresses of a subnet.
 //! - `schedule`: which commands the wanted services ask for (`plan`): create, place, replace, forget tasks.
 //!   `suit`: which nodes suit a task.
+//! - `rollout`: the replacement of a service's tasks after a change: the commands, and which task is next.
 //! - `ring`: which commands the key life asks for (`plan`): draw, activate, retire.
 //! - `limits`: the bounds of it all.
 //! - `view`: what the dispatcher reads: a node's tasks, networks and peers.
@@ -34,6 +35,7 @@ mod lock;
 mod networks;
 mod nodes;
 pub mod ring;
+mod rollout;
 mod roots;
 pub mod schedule;
 mod services;
@@ -51,7 +53,7 @@ pub use command::{Command, Effect, Entry, NewRoot, NewTokens, Refusal, Reply};
 pub use exposure::Exposure;
 pub use settings::NewLife;
 pub use state::{
-    CertificateAuthority, Cluster, EpochState, FormerAttestation, Freed, GoneNode, Lock, Manager, Network, Node,
-    NodeState, Ring, RootRotation, RotationRequest, Service, State, Task,
+    CertificateAuthority, Cluster, EpochState, FormerAttestation, FormerSpec, Freed, GoneNode, Lock, Manager, Network,
+    Node, NodeState, Ring, Rollout, RolloutPhase, RootRotation, RotationRequest, Service, State, Task,
 };
 pub use view::Needs;

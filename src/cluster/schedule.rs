@@ -2,12 +2,15 @@
 //!
 //! A replicated service has a place for each of its replicas, a global one for each node that suits it. For every
 //! place of every service:
-//! 1. ended tasks beyond the swarm's task history limit are forgotten, but not the last of a place without a live one;
-//! 2. a task on a node that is down or drained, that no longer meets the constraints, or that no longer has what its
+//! 1. tasks of a place that is not wanted any more are told to go;
+//! 2. ended tasks beyond the swarm's task history limit are forgotten, but not the last of a place without a live one;
+//! 3. a task on a node that is down or drained, that no longer meets the constraints, or that no longer has what its
 //!    tasks reserve (the newest go first) is told to stop; it stays shown, and keeps its addresses, until its node
 //!    confirms;
-//! 3. a place without a live task gets a new one: at once, or after a delay when the last one ended by itself;
-//! 4. a task without a node is placed, if one suits it (`suit`): evenly over the values of the labels that the service
+//! 4. so is, when what the service's tasks are has changed, one after the other (`rollout`);
+//! 5. a place without a live task gets a new one: at once, or, when the last one ended by itself, as the restart policy
+//!    says; after a change not before the last one has ended;
+//! 6. a task without a node is placed, if one suits it (`suit`): evenly over the values of the labels that the service
 //!    spreads over, then on the node with the fewest tasks of its service, then the fewest tasks, then the lowest id;
 //!    or the reason why it cannot be is shown.
 //!
@@ -16,15 +19,18 @@
 //! Applied in order, the commands of a plan are not refused, and the plan after it is empty at the same time (unless
 //! it was cut at [`PLAN_COMMANDS`]).
 
+use super::rollout::{self, Places};
 use super::suit::{self, Used};
-use super::{Command, Node, Service, State, Task};
-use crate::types::{NetworkId, NodeId, Resources, ServiceId, ServiceMode, TaskId, TaskState, UnixTime};
+use super::{Command, Node, NodeState, Rollout, Service, State, Task};
+use crate::types::{
+    NetworkId, NodeId, Resources, RestartCondition, RestartPolicy, ServiceId, ServiceMode, TaskId, TaskState, UnixTime,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Commands of one plan at most (the last place may add a few): bounds the time between two looks at the state.
 pub const PLAN_COMMANDS: usize = 512;
-/// Seconds between the end of a task and its replacement, as Docker's.
-const RESTART_DELAY_SECS: u64 = 5;
+/// Seconds between two attempts at least where a node rejected the task.
+const REJECTED_DELAY_SECS: u64 = 5;
 /// Doublings of the delay at most, one for each rejected task of the place in a row that is still kept: 80 s.
 const REJECTED_DOUBLINGS: usize = 4;
 /// Rejected tasks of a service after which a node comes last: perhaps another one has the image.
@@ -32,17 +38,27 @@ const REJECTIONS_UNTIL_AVOIDED: usize = 3;
 
 /// What to propose now, in order. Empty once all of it is applied. `ids` draws the ids of new tasks.
 pub fn plan(state: &State, now: UnixTime, ids: &mut dyn FnMut() -> TaskId) -> Vec<Command> {
-    let mut places: BTreeMap<(ServiceId, Place), Vec<&Task>> = BTreeMap::new();
+    let mut places = Places::new();
     for task in state.tasks.values() {
         places.entry((task.service, Place::of(task))).or_default().push(task);
     }
-    let mut planner = Planner::new(state, now, ids);
+    let squeezed_out = squeezed_out(state);
+    let stays = |task: &Task, service: &Service| can_stay(state, task, service) && !squeezed_out.contains(&task.id);
+    let (replaced, finished) = rollout::step(state, &places, now, &stays);
+    let mut planner = Planner::new(state, now, ids, (squeezed_out, replaced));
+    // First of all: places that wait may get the room.
+    let stops = planner.replaced.iter().map(|id| Command::ShutDownTask { id: *id, remove: false });
+    planner.commands = finished.into_iter().chain(stops).collect();
     for service in state.services.values().filter(|service| !service.removing) {
         for place in places_of(state, service, &places) {
             if planner.commands.len() >= PLAN_COMMANDS {
                 return planner.commands;
             }
-            planner.plan_place(service, place, places.remove(&(service.id, place)).unwrap_or_default());
+            let tasks = places.remove(&(service.id, place)).unwrap_or_default();
+            match (service.spec.mode, place) {
+                (ServiceMode::Replicated { replicas }, Place::Slot(slot)) if slot > replicas => planner.clear(&tasks),
+                _ => planner.plan_place(service, place, tasks),
+            }
         }
     }
     planner.show_reasons();
@@ -51,7 +67,7 @@ pub fn plan(state: &State, now: UnixTime, ids: &mut dyn FnMut() -> TaskId) -> Ve
 
 /// Where one task of a service is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Place {
+pub(super) enum Place {
     /// As one of the replicas, on any node.
     Slot(u64),
     /// On this node.
@@ -59,19 +75,23 @@ enum Place {
 }
 
 impl Place {
-    fn of(task: &Task) -> Place {
+    /// The lowest.
+    pub(super) const FIRST: Place = Place::Slot(0);
+
+    pub(super) fn of(task: &Task) -> Place {
         task.bound_to.map_or(Place::Slot(task.slot), Place::Node)
     }
 }
 
-/// The places of a service, those of a global one that are not wanted any more but still have tasks included.
-fn places_of(state: &State, service: &Service, held: &BTreeMap<(ServiceId, Place), Vec<&Task>>) -> BTreeSet<Place> {
+/// The places of a service, those that are not wanted any more but still have tasks included.
+fn places_of(state: &State, service: &Service, held: &Places<'_>) -> BTreeSet<Place> {
+    let held = held.range((service.id, Place::FIRST)..).take_while(|((id, _), _)| *id == service.id);
+    let held = held.map(|((_, place), _)| *place);
     match service.spec.mode {
-        ServiceMode::Replicated { replicas } => (1..=replicas).map(Place::Slot).collect(),
+        ServiceMode::Replicated { replicas } => held.chain((1..=replicas).map(Place::Slot)).collect(),
         ServiceMode::Global => {
             let wanted = state.nodes.values().filter(|node| takes(node, service)).map(|node| Place::Node(node.id));
-            let held = held.range((service.id, Place::Slot(0))..).take_while(|((id, _), _)| *id == service.id);
-            wanted.chain(held.map(|((_, place), _)| *place)).collect()
+            held.chain(wanted).collect()
         }
     }
 }
@@ -122,13 +142,20 @@ struct Planner<'a> {
     reserved: BTreeMap<NodeId, Resources>,
     /// Live tasks for which their node no longer has what they reserve.
     squeezed_out: BTreeSet<TaskId>,
+    /// Live tasks whose place gets one of the service's new specification.
+    replaced: BTreeSet<TaskId>,
     shares: BTreeMap<(ServiceId, NodeId), Share>,
     /// Free addresses of each network.
     free: BTreeMap<NetworkId, u128>,
 }
 
 impl<'a> Planner<'a> {
-    fn new(state: &'a State, now: UnixTime, ids: &'a mut dyn FnMut() -> TaskId) -> Planner<'a> {
+    fn new(
+        state: &'a State,
+        now: UnixTime,
+        ids: &'a mut dyn FnMut() -> TaskId,
+        (squeezed_out, replaced): (BTreeSet<TaskId>, BTreeSet<TaskId>),
+    ) -> Planner<'a> {
         let mut planner = Planner {
             state,
             now,
@@ -137,7 +164,8 @@ impl<'a> Planner<'a> {
             waiting: Vec::new(),
             loads: BTreeMap::new(),
             reserved: BTreeMap::new(),
-            squeezed_out: squeezed_out(state),
+            squeezed_out,
+            replaced,
             shares: BTreeMap::new(),
             free: state.networks.values().map(|network| (network.id, network.free())).collect(),
         };
@@ -160,6 +188,12 @@ impl<'a> Planner<'a> {
         *reserved = reserved.plus(resources);
     }
 
+    /// The tasks of a place that is not wanted any more.
+    fn clear(&mut self, tasks: &[&Task]) {
+        let left = tasks.iter().filter(|task| task.desired != TaskState::Remove);
+        self.commands.extend(left.map(|task| Command::ShutDownTask { id: task.id, remove: true }));
+    }
+
     fn plan_place(&mut self, service: &'a Service, place: Place, mut tasks: Vec<&'a Task>) {
         tasks.sort_by_key(|task| std::cmp::Reverse(task.created_index));
         let live = tasks.iter().find(|task| task.is_live());
@@ -168,22 +202,29 @@ impl<'a> Planner<'a> {
             Place::Slot(_) => true,
             Place::Node(node) => self.state.nodes.get(&node).is_some_and(|node| takes(node, service)),
         };
-        let creates = stays.is_none() && wanted && (live.is_some() || self.restart_is_due(&tasks));
-        self.forget_history(&tasks, stays.map(|task| task.id), creates);
+        let due = match live {
+            Some(task) => self.is_filled_at_once(service, task),
+            None => self.restart_is_due(service, &tasks),
+        };
+        let creates = stays.is_none() && wanted && due;
         match (live, stays) {
             (_, Some(task)) if task.node.is_none() => self.place(service, place, task.id, Some(task)),
-            (Some(task), None) => self.commands.push(Command::ShutDownTask { id: task.id, remove: false }),
+            (Some(task), None) if !self.replaced.contains(&task.id) => {
+                self.commands.push(Command::ShutDownTask { id: task.id, remove: false })
+            }
             _ => {}
         }
         if creates {
             self.create(service, place);
         }
+        // Afterwards: how often the place was filled is known from its last task.
+        self.forget_history(&tasks, stays.map(|task| task.id), creates);
     }
 
     fn stays(&self, task: &Task, service: &Service) -> bool {
-        let Some(node) = task.node.or(task.bound_to) else { return true };
-        let node = self.state.nodes.get(&node);
-        node.is_some_and(|node| suit::can_stay(node, &service.spec)) && !self.squeezed_out.contains(&task.id)
+        can_stay(self.state, task, service)
+            && !self.squeezed_out.contains(&task.id)
+            && !self.replaced.contains(&task.id)
     }
 
     /// The last task of a place without a live one is kept whatever the limit: when it ended decides when it is
@@ -196,21 +237,46 @@ impl<'a> Planner<'a> {
         self.commands.extend(forgotten.map(|task| Command::ShutDownTask { id: task.id, remove: true }));
     }
 
-    /// Whether the place's last task ended long enough ago. One that was told to stop is replaced at once.
-    fn restart_is_due(&self, newest_first: &[&Task]) -> bool {
+    /// Whether the place of a live task that does not stay gets its next one now.
+    fn is_filled_at_once(&self, service: &Service, task: &Task) -> bool {
+        let current = task.template == service.template;
+        let once = current && service.spec.renewal.restart.condition == RestartCondition::Never;
+        task.node.is_none() || !once && !(self.replaced.contains(&task.id) && self.is_stopping(task))
+    }
+
+    /// Whether the place, which has no live task, gets one now.
+    fn restart_is_due(&self, service: &Service, newest_first: &[&Task]) -> bool {
         let Some(newest) = newest_first.first() else { return true };
+        let current = newest.template == service.template;
+        if !current && self.is_stopping(newest) {
+            return false;
+        }
+        if !current && service.rollout.as_ref().is_some_and(Rollout::is_in_progress) {
+            return true;
+        }
+        let policy = &service.spec.renewal.restart;
+        if current && !may_restart(newest, policy) {
+            return false;
+        }
         let rejected = |task: &&&Task| task.status.state == TaskState::Rejected;
         let delay_secs = match newest.status.state {
-            TaskState::Complete | TaskState::Failed => RESTART_DELAY_SECS,
+            TaskState::Complete | TaskState::Failed => policy.delay_secs,
             TaskState::Rejected => {
                 let in_a_row = newest_first.iter().take_while(rejected).count();
-                RESTART_DELAY_SECS << in_a_row.saturating_sub(1).min(REJECTED_DOUBLINGS)
+                let doublings = in_a_row.saturating_sub(1).min(REJECTED_DOUBLINGS);
+                policy.delay_secs.max(REJECTED_DELAY_SECS << doublings)
             }
             _ => 0,
         };
         // An end in the future is a clock that was set back; it is not waited for.
         let ended_at = newest.status.at;
         self.now < ended_at || self.now.0 - ended_at.0 >= delay_secs
+    }
+
+    /// Of a task that is told to stop: whether its node is there to say when it has.
+    fn is_stopping(&self, task: &Task) -> bool {
+        let node = task.node.and_then(|node| self.state.nodes.get(&node));
+        !task.gone && !task.status.state.is_terminal() && node.is_some_and(|node| node.state != NodeState::Down)
     }
 
     fn create(&mut self, service: &'a Service, place: Place) {
@@ -306,6 +372,23 @@ impl<'a> Planner<'a> {
         }
         groups
     }
+}
+
+/// Whether the task's node, if it has one, is one that it may stay on.
+fn can_stay(state: &State, task: &Task, service: &Service) -> bool {
+    let Some(node) = task.node.or(task.bound_to) else { return true };
+    state.nodes.get(&node).is_some_and(|node| suit::can_stay(node, &service.spec))
+}
+
+/// Whether the policy lets the place of an ended task be filled again with the same.
+fn may_restart(ended: &Task, policy: &RestartPolicy) -> bool {
+    let state = ended.status.state;
+    let condition = match policy.condition {
+        RestartCondition::Any => true,
+        RestartCondition::OnFailure => state != TaskState::Complete,
+        RestartCondition::Never => ended.node.is_none(),
+    };
+    condition && (!ended.ended_by_itself() || ended.restarts.allow_another(policy, ended.status.at))
 }
 
 /// The node's values of the first spread label, of the first two, and so on.

@@ -3,10 +3,13 @@
 use super::apply::{Outcome, done};
 use super::limits::{
     ALIASES, API_SPEC_BYTES, CONSTRAINT_BYTES, CONSTRAINTS, CONTAINER_BYTES, NETWORKS_PER_SERVICE, PREFERENCES,
-    REPLICAS, SERVICES, TASKS, check_labels, check_network_name, check_room, check_service_name, not_found,
+    REPLICAS, RESTARTS_IN_WINDOW, SERVICES, TASKS, check_labels, check_network_name, check_room, check_service_name,
+    not_found,
 };
 use super::{Refusal, Service, State};
-use crate::types::{ContainerSpec, NetworkId, Placement, ServiceId, ServiceMode, ServiceSpec, TaskId, UnixTime};
+use crate::types::{
+    ContainerSpec, NetworkId, Placement, RestartPolicy, ServiceId, ServiceMode, ServiceSpec, TaskId, UnixTime,
+};
 use std::collections::BTreeSet;
 
 impl State {
@@ -22,6 +25,17 @@ impl State {
             return Err(Refusal::Conflict(format!("service with id {id} already exists")));
         }
         check_room("services", self.services.len(), SERVICES)?;
+        self.check_service(id, spec)?;
+        let (spec, version) = (spec.clone(), self.index);
+        let (created_at, updated_at, template) = (at, at, version);
+        let (former, rollout, removing) = (None, None, false);
+        let service = Service { id, spec, created_at, updated_at, version, template, former, rollout, removing };
+        self.services.insert(id, service);
+        done()
+    }
+
+    /// What must hold for every specification that a service gets, whether it is there already or not.
+    pub(super) fn check_service(&self, id: ServiceId, spec: &ServiceSpec) -> Result<(), Refusal> {
         check_labels("labels", &spec.labels)?;
         check_container(&spec.container)?;
         if spec.api_spec.len() > API_SPEC_BYTES {
@@ -29,11 +43,8 @@ impl State {
         }
         self.check_networks(&spec.networks)?;
         check_placement(spec)?;
-        self.check_tasks(spec.mode)?;
-        let (spec, version) = (spec.clone(), self.index);
-        let service = Service { id, spec, created_at: at, updated_at: at, version, removing: false };
-        self.services.insert(id, service);
-        done()
+        check_restarts(&spec.renewal.restart)?;
+        self.check_tasks(id, spec.mode)
     }
 
     fn check_networks(&self, networks: &[(NetworkId, Vec<String>)]) -> Result<(), Refusal> {
@@ -59,7 +70,7 @@ impl State {
         Ok(())
     }
 
-    fn check_tasks(&self, mode: ServiceMode) -> Result<(), Refusal> {
+    fn check_tasks(&self, id: ServiceId, mode: ServiceMode) -> Result<(), Refusal> {
         let count = |mode| match mode {
             ServiceMode::Replicated { replicas } => replicas,
             ServiceMode::Global => self.nodes.len() as u64,
@@ -69,7 +80,8 @@ impl State {
             return Err(Refusal::Invalid(format!("{tasks} replicas are too many: at most {REPLICAS}")));
         }
         let wanted = |service: &Service| if service.removing { 0 } else { count(service.spec.mode) };
-        let held: u64 = self.services.values().map(wanted).sum();
+        let others = self.services.values().filter(|service| service.id != id);
+        let held: u64 = others.map(wanted).sum();
         if held.saturating_add(tasks) > TASKS {
             let text = format!("the swarm has {held} tasks; {tasks} more would exceed its limit of {TASKS}");
             return Err(Refusal::NotNow(text));
@@ -100,6 +112,14 @@ impl State {
             self.services.remove(&id);
         }
     }
+}
+
+fn check_restarts(policy: &RestartPolicy) -> Result<(), Refusal> {
+    if policy.window_secs > 0 && policy.max_attempts > RESTARTS_IN_WINDOW {
+        let text = format!("at most {RESTARTS_IN_WINDOW} restart attempts can be counted within a window");
+        return Err(Refusal::Invalid(text));
+    }
+    Ok(())
 }
 
 fn check_placement(spec: &ServiceSpec) -> Result<(), Refusal> {

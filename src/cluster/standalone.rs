@@ -9,8 +9,8 @@ use super::limits::{ALIASES, NAME_BYTES, STANDALONE_PER_NODE, TASKS, check_room,
 use super::tasks::{ASSIGNED, free_address, status};
 use super::{Network, Refusal, State, Task};
 use crate::types::{
-    AttachRequest, Attachment, BootId, ContainerSpec, Generation, NodeId, Resources, ServiceId, TaskId, TaskState,
-    UnixTime, unmanaged_text,
+    AttachRequest, Attachment, BootId, ContainerSpec, Generation, NodeId, Resources, Restarts, ServiceId, TaskId,
+    TaskState, UnixTime, unmanaged_text,
 };
 
 /// Bytes of the words for what runs there: an image's name, or a namespace's.
@@ -50,10 +50,13 @@ impl State {
             bound_to: Some(node),
             node: Some(node),
             container,
+            template: 0,
+            restarts: Restarts::default(),
             reservations: Resources::default(),
             attachments: vec![attachment],
             desired: TaskState::Running,
             status: status(TaskState::Assigned, ASSIGNED, "", at),
+            running_since: None,
             gone: false,
             created_at: at,
             created_index: self.index,

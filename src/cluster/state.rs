@@ -4,7 +4,7 @@ use super::Exposure;
 use crate::types::{
     Attachment, Availability, BootId, ClusterId, ClusterSpec, ContainerSpec, EndpointKey, Epoch, EpochPhase, Fork,
     Generation, Key32, Machine, NetworkId, NetworkName, NetworkSpec, NodeAddresses, NodeId, PublicKey, Queues,
-    Resources, Role, ServiceId, ServiceSpec, TaskId, TaskState, TaskStatus, UnixTime, carried_key,
+    Resources, Restarts, Role, ServiceId, ServiceSpec, TaskId, TaskState, TaskStatus, UnixTime, carried_key,
 };
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -243,8 +243,57 @@ pub struct Service {
     pub updated_at: UnixTime,
     /// Log index of the last change.
     pub version: u64,
+    /// Log index at which what its tasks are last changed: tasks made from that are up to date ([`Task::template`]).
+    pub template: u64,
+    /// The specification before, to go back to.
+    pub former: Option<Box<FormerSpec>>,
+    /// The newest replacement of its tasks after a change, if that changed what they are.
+    pub rollout: Option<Rollout>,
     /// Told to go: its tasks are being removed; it leaves when the last one has.
     pub removing: bool,
+}
+
+/// What a service was before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FormerSpec {
+    /// As was wanted.
+    pub spec: ServiceSpec,
+    /// [`Service::template`] then.
+    pub template: u64,
+}
+
+/// How far the replacement of a service's tasks is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RolloutPhase {
+    /// To a new specification.
+    Updating,
+    /// Too many new tasks failed; the others stay.
+    Paused,
+    /// All are replaced and run.
+    Completed,
+    /// Back to the former specification.
+    RollingBack,
+    /// Too many tasks of that one failed too.
+    RollbackPaused,
+    /// All are replaced and run.
+    RolledBack,
+}
+
+/// A replacement of a service's tasks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rollout {
+    /// How far it is.
+    pub phase: RolloutPhase,
+    /// When it began.
+    pub started_at: UnixTime,
+    /// When all tasks were replaced.
+    pub completed_at: Option<UnixTime>,
+    /// For people.
+    pub message: String,
+    /// How many tasks there were to replace.
+    pub total: u64,
+    /// New ones that ended while they were watched.
+    pub failures: u64,
 }
 
 /// A task.
@@ -264,6 +313,10 @@ pub struct Task {
     pub node: Option<NodeId>,
     /// What it runs.
     pub container: ContainerSpec,
+    /// [`Service::template`] when it was made.
+    pub template: u64,
+    /// How often the task of its place was replaced before, since that one.
+    pub restarts: Restarts,
     /// What it has for itself of its node.
     pub reservations: Resources,
     /// Its addresses.
@@ -272,6 +325,8 @@ pub struct Task {
     pub desired: TaskState,
     /// How far it is.
     pub status: TaskStatus,
+    /// Since when it runs, or ran.
+    pub running_since: Option<UnixTime>,
     /// Its node confirmed that nothing is left of it (or it never had one): its addresses are free, and it is kept
     /// as history only.
     pub gone: bool,
@@ -349,6 +404,18 @@ impl Task {
     /// Whether it fills its place: wanted, and not ended. A place has at most one live task.
     pub fn is_live(&self) -> bool {
         self.desired == TaskState::Running && !self.status.state.is_terminal()
+    }
+
+    /// Whether it ended although nobody told it to.
+    pub fn ended_by_itself(&self) -> bool {
+        matches!(self.status.state, TaskState::Complete | TaskState::Failed | TaskState::Rejected)
+    }
+}
+
+impl Rollout {
+    /// Whether tasks are being replaced.
+    pub fn is_in_progress(&self) -> bool {
+        matches!(self.phase, RolloutPhase::Updating | RolloutPhase::RollingBack)
     }
 }
 

@@ -8,8 +8,8 @@ use super::apply::{Outcome, done};
 use super::limits::{FREED_ENDPOINTS, REPORT_STATUSES, for_people, not_found};
 use super::{Freed, Network, Refusal, Service, State, Task, suit};
 use crate::types::{
-    Attachment, BootId, EndpointKey, EpochPhase, Generation, NodeId, ServiceId, ServiceMode, ServiceSpec, TaskId,
-    TaskState, TaskStatus, UnixTime, task_name,
+    Attachment, BootId, EndpointKey, EpochPhase, Generation, NodeId, Restarts, ServiceId, ServiceMode, ServiceSpec,
+    TaskId, TaskState, TaskStatus, UnixTime, task_name,
 };
 use ipnet::IpNet;
 use std::net::IpAddr;
@@ -29,7 +29,8 @@ impl State {
         at: UnixTime,
     ) -> Outcome {
         let wanted = self.services.get(&service).filter(|service| !service.removing);
-        let spec = &wanted.ok_or_else(|| not_found("service", service))?.spec;
+        let wanted = wanted.ok_or_else(|| not_found("service", service))?;
+        let spec = &wanted.spec;
         self.check_place(spec, slot, bound_to)?;
         if self.tasks.contains_key(&id) {
             return Err(Refusal::Conflict(format!("task with id {id} already exists")));
@@ -39,6 +40,7 @@ impl State {
             let name = task_name(&spec.name, slot, bound_to);
             return Err(Refusal::Conflict(format!("there is a live task {name} already")));
         }
+        let restarts = self.restarts(wanted, (slot, bound_to), at);
         let task = Task {
             id,
             service,
@@ -47,10 +49,13 @@ impl State {
             bound_to,
             node: None,
             container: spec.container.clone(),
+            template: wanted.template,
+            restarts,
             reservations: spec.reservations,
             attachments: Vec::new(),
             desired: TaskState::Running,
             status: status(TaskState::New, CREATED, "", at),
+            running_since: None,
             gone: false,
             created_at: at,
             created_index: self.index,
@@ -64,6 +69,9 @@ impl State {
     /// Gives the task its node and one address of each of its networks: all of them or none.
     pub(super) fn place_task(&mut self, id: TaskId, node: NodeId, at: UnixTime) -> Outcome {
         let (task, service) = self.unplaced(id)?;
+        if task.template != service.template {
+            return Err(Refusal::Conflict(format!("task {id} is not up to date")));
+        }
         let host = self.nodes.get(&node).ok_or_else(|| not_found("node", node))?;
         if task.bound_to.is_some_and(|bound_to| bound_to != node) {
             return Err(Refusal::Conflict(format!("task {id} is for another node than {node}")));
@@ -136,13 +144,21 @@ impl State {
         }
         for (id, said) in statuses {
             let Some(new) = self.tasks.get(id).and_then(|task| moved_forward(task, said, at)) else { continue };
+            let mut ended = false;
             self.change_task(*id, at, |task| {
                 // An ended task is not to be started again by a node that restarts and finds it among its tasks.
-                if new.state.is_terminal() && task.desired == TaskState::Running {
+                ended = new.state.is_terminal() && task.desired == TaskState::Running;
+                if ended {
                     task.desired = TaskState::Shutdown;
+                }
+                if new.state == TaskState::Running {
+                    task.running_since.get_or_insert(at);
                 }
                 task.status = new;
             });
+            if ended {
+                self.note_ended(*id, at);
+            }
         }
         done()
     }
@@ -246,6 +262,17 @@ impl State {
         }
         let service = self.services.get(&task.service).ok_or_else(|| not_found("service", task.service))?;
         Ok((task, service))
+    }
+
+    /// How often the task of a place was replaced, the one that is to come now included.
+    fn restarts(&self, service: &Service, place: (u64, Option<NodeId>), at: UnixTime) -> Restarts {
+        let of_place = |task: &&Task| task.service == service.id && (task.slot, task.bound_to) == place;
+        let newest = self.tasks.values().filter(of_place).max_by_key(|task| task.created_index);
+        match newest.filter(|task| task.template == service.template) {
+            Some(task) if task.ended_by_itself() => task.restarts.and_one(&service.spec.renewal.restart, at),
+            Some(task) => task.restarts.clone(),
+            None => Restarts::default(),
+        }
     }
 
     /// A replicated service has slots, a global one the nodes.

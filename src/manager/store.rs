@@ -39,7 +39,7 @@ use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
 /// The version of the stored form.
-const FORMAT: u64 = 3;
+const FORMAT: u64 = 4;
 /// Bytes of memory for the pages of the store: it is read once, at start.
 const CACHE_BYTES: usize = 4 << 20;
 

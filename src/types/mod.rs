@@ -8,6 +8,7 @@ mod key;
 mod offloads;
 mod placement;
 mod queues;
+mod renewal;
 mod spec;
 mod time;
 mod unlock;
@@ -20,6 +21,7 @@ pub use key::{Key32, PublicKey, VerifyingKeyId, carried_key};
 pub use offloads::{Offload, Offloads, UnknownOffload};
 pub use placement::{Attribute, Constraint, ConstraintError, Machine, Placement, Resources, ServiceMode};
 pub use queues::{Queues, QueuesError};
+pub use renewal::{FailureAction, Renewal, RestartCondition, RestartPolicy, Restarts, UpdatePolicy};
 pub use spec::{
     AttachRequest, Attachment, Availability, ClusterSpec, ContainerSpec, EpochPhase, NetworkName, NetworkSpec,
     NodeAddresses, Role, ServiceSpec, TaskAssignment, TaskState, TaskStatus, task_name, unmanaged_text,

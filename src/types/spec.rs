@@ -2,8 +2,8 @@
 //! the API.
 
 use super::{
-    EndpointKey, Generation, NetworkId, NodeId, Offloads, Placement, Resources, ServiceId, ServiceMode, TaskId,
-    UnixTime,
+    EndpointKey, Generation, NetworkId, NodeId, Offloads, Placement, Renewal, Resources, ServiceId, ServiceMode,
+    TaskId, UnixTime,
 };
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -180,6 +180,8 @@ pub struct ServiceSpec {
     pub placement: Placement,
     /// What each task has for itself of its node.
     pub reservations: Resources,
+    /// How tasks are replaced.
+    pub renewal: Renewal,
     /// The specification as the API received it (JSON text), returned by `inspect`; not interpreted.
     pub api_spec: String,
 }

@@ -7,7 +7,7 @@ use crate::agent::{
     AttachedNamespace, ExecIo, ExecRequest, ImageInfo, InitRequest, JoinTarget, LocalTask, NodeError, Status,
     SwarmInfo, SwarmState,
 };
-use crate::cluster::{Command, Entry, NewRoot, NewTokens, NodeState, Reply, State, schedule};
+use crate::cluster::{Command, Entry, NewRoot, NewTokens, NodeState, Reply, Rollout, State, schedule};
 use crate::manager::ManagerError;
 use crate::types::{
     AttachRequest, BootId, ClusterId, ClusterSpec, Fork, Key32, Machine, NetworkId, NetworkName, NodeAddresses, NodeId,
@@ -22,11 +22,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use zeroize::Zeroizing;
 
-/// When everything in the fake happens.
+/// When everything in the fake begins; time passes there only while tasks are replaced.
 pub(crate) const NOW: UnixTime = UnixTime(1_700_000_000);
 
 /// A subnet that the fake's host has a route for.
 pub(crate) const HOST_ROUTE: &str = "192.168.77.0/24";
+
+/// Plans after one command at most: an update whose tasks no node suits never ends.
+const MAX_ROUNDS: usize = 100;
 
 const NODE: [u8; 17] = [7; 17];
 const WORKER: [u8; 17] = [8; 17];
@@ -44,6 +47,7 @@ struct Inner {
     /// Images of tasks that do not come up.
     broken_image: &'static str,
     drawn: AtomicU64,
+    passed_secs: AtomicU64,
     /// The leader changes while the next so many commands are told.
     changing: AtomicU64,
 }
@@ -67,6 +71,7 @@ impl Fake {
             images: Mutex::new(Vec::new()),
             broken_image: "broken:latest",
             drawn: AtomicU64::new(1),
+            passed_secs: AtomicU64::new(0),
             changing: AtomicU64::new(0),
         }))
     }
@@ -179,10 +184,14 @@ impl Fake {
     pub(crate) fn apply(&self, command: Command) -> Result<Reply, ManagerError> {
         let mut guard = self.0.state.lock().unwrap();
         let mut state = guard.as_ref().unwrap().duplicate().unwrap();
-        let reply = state.apply(&Entry { at: NOW, command }).0.map_err(ManagerError::Refused);
+        let reply = state.apply(&Entry { at: self.now(), command }).0.map_err(ManagerError::Refused);
         self.settle(&mut state);
         *guard = Some(Arc::new(state));
         reply
+    }
+
+    fn now(&self) -> UnixTime {
+        UnixTime(NOW.0 + self.0.passed_secs.load(Ordering::Relaxed))
     }
 
     fn settle(&self, state: &mut State) {
@@ -194,9 +203,25 @@ impl Fake {
             }
             state.apply(&Entry { at: NOW, command: Command::FinishRootRotation }).0.unwrap();
         }
+        let is_updated = |state: &State| {
+            state.services.values().any(|service| service.rollout.as_ref().is_some_and(Rollout::is_in_progress))
+        };
+        for _ in 0..MAX_ROUNDS {
+            if !self.work(state) && !is_updated(state) {
+                return;
+            }
+            self.0.passed_secs.fetch_add(u64::from(is_updated(state)), Ordering::Relaxed);
+        }
+    }
+
+    /// One plan of the scheduler, and what the nodes do about it. Tells whether there was anything to do.
+    fn work(&self, state: &mut State) -> bool {
+        let at = self.now();
         let mut draw = || TaskId::from_random([0x40 + self.0.drawn.fetch_add(1, Ordering::Relaxed) as u8; 17]);
-        for command in schedule::plan(state, NOW, &mut draw) {
-            state.apply(&Entry { at: NOW, command }).0.unwrap();
+        let commands = schedule::plan(state, at, &mut draw);
+        let planned = !commands.is_empty();
+        for command in commands {
+            state.apply(&Entry { at, command }).0.unwrap();
         }
         let placed: Vec<_> = state
             .tasks
@@ -213,8 +238,9 @@ impl Fake {
                 Command::ReportTasks { node, boot, statuses: vec![(id, self.report(&image))] }
             };
             // What was reported already is refused.
-            let _ = state.apply(&Entry { at: NOW, command });
+            let _ = state.apply(&Entry { at, command });
         }
+        planned
     }
 
     fn report(&self, image: &str) -> TaskStatus {

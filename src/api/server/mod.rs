@@ -21,6 +21,7 @@ mod lookup;
 mod names;
 mod networks;
 mod nodes;
+mod renewal;
 mod request;
 mod respond;
 mod roots;
@@ -220,6 +221,7 @@ async fn route(
         ["services", "create"] if post => services::create(backend, request).await,
         ["services", service] if get => services::inspect(backend, service),
         ["services", service] if delete => services::remove(backend, service).await,
+        ["services", service, "update"] if post => services::update(backend, request, service).await,
         ["tasks"] if get => tasks::list(backend, request),
         ["tasks", task] if get => tasks::inspect(backend, task),
         ["containers", "json"] if get => containers::list(backend, request),

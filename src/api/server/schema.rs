@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 #![deny(clippy::disallowed_methods)]
 
-use super::allow::Shape::{self, Any, List, Number, Object, True, Words};
+use super::allow::Shape::{self, Any, List, Object, True, Words};
 
 const ONLY_DEFAULT: &str = "only the default is";
 
@@ -25,7 +25,7 @@ pub(super) const NETWORK_CREATE: Shape = Object(&[
 
 const IPAM_CONFIG: Shape = Object(&[("Subnet", Any), ("Gateway", Any), ("IPRange", Any), ("AuxiliaryAddresses", Any)]);
 
-/// `POST /services/create`.
+/// `POST /services/create` and `/services/{id}/update`.
 pub(super) const SERVICE: Shape = Object(&[
     ("Name", Any),
     ("Labels", Any),
@@ -66,14 +66,15 @@ const CONTAINER: Shape = Object(&[
     ("Isolation", Words(&["default"], ONLY_DEFAULT)),
 ]);
 
-const RESTART_POLICY: Shape =
-    Object(&[("Condition", Words(&["any"], "a task that ends is always replaced")), ("Delay", Number(5_000_000_000))]);
+const RESTART_POLICY: Shape = Object(&[("Condition", Any), ("Delay", Any), ("MaxAttempts", Any), ("Window", Any)]);
 
 const UPDATE_CONFIG: Shape = Object(&[
-    ("Parallelism", Number(1)),
-    ("FailureAction", Words(&["pause"], ONLY_DEFAULT)),
-    ("Monitor", Number(5_000_000_000)),
-    ("Order", Words(&["stop-first"], ONLY_DEFAULT)),
+    ("Parallelism", Any),
+    ("Delay", Any),
+    ("FailureAction", Any),
+    ("Monitor", Any),
+    ("MaxFailureRatio", Any),
+    ("Order", Words(&["stop-first"], "a place has one task at a time: the old one stops first")),
 ]);
 
 const NETWORK_ATTACHMENTS: Shape = List(&Object(&[("Target", Any)]));

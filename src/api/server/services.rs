@@ -1,10 +1,10 @@
-//! Services: create, list, inspect, remove.
+//! Services: create, list, inspect, update, remove.
 
 use super::backend::Backend;
 use super::error::ApiError;
 use super::filters::Filters;
 use super::request::Request;
-use super::{lookup, manager_state, names, random, respond, schema, time};
+use super::{lookup, manager_state, names, random, renewal, respond, schema, time};
 use crate::api::types as api;
 use crate::cluster::{Command, Service, State, schedule};
 use crate::types::{
@@ -32,6 +32,31 @@ pub(super) async fn create(backend: &dyn Backend, request: &Request) -> Result<r
     Ok(respond::json_with(StatusCode::CREATED, &api::IdUpper { id: id.to_string() }))
 }
 
+/// A new specification, or back to the one before.
+pub(super) async fn update(
+    backend: &dyn Backend,
+    request: &Request,
+    wanted: &str,
+) -> Result<respond::Response, ApiError> {
+    let state = manager_state(backend)?;
+    let service = lookup::service(&state, wanted)?;
+    let (id, version) = (service.id, request.version()?);
+    let command = match request.query("rollback").unwrap_or_default() {
+        "" | "none" => {
+            let wanted: api::ServiceSpec = request.json(&schema::SERVICE)?;
+            if wanted.name != service.spec.name {
+                return Err(ApiError::bad_request("renaming services is not supported"));
+            }
+            Command::UpdateService { id, version, spec: spec_from(wanted, &state, [0; 2])? }
+        }
+        // The client sends the present specification along, which says nothing.
+        "previous" => Command::RollBackService { id, version },
+        other => return Err(ApiError::bad_request(format!("invalid rollback {other:?}: it must be previous or none"))),
+    };
+    backend.propose(command).await?;
+    Ok(respond::json(&api::ServiceUpdated::default()))
+}
+
 /// What a request for a service means, with everything filled in. Pure.
 pub(super) fn spec_from(mut wanted: api::ServiceSpec, state: &State, random: [u8; 2]) -> Result<ServiceSpec, ApiError> {
     let taken = |name: &str| state.services.values().any(|service| service.spec.name == name);
@@ -44,11 +69,12 @@ pub(super) fn spec_from(mut wanted: api::ServiceSpec, state: &State, random: [u8
     if wanted.endpoint_spec.mode.is_empty() {
         wanted.endpoint_spec.mode = "vip".into();
     }
+    let renewal = renewal::wanted(&wanted)?;
     let container = container_from(&mut wanted.task_template.container_spec)?;
     let networks = networks_from(&mut wanted, state)?;
     let api_spec = serde_json::to_string(&wanted).map_err(|error| ApiError::internal(error.to_string()))?;
     let (name, labels) = (wanted.name, wanted.labels);
-    Ok(ServiceSpec { name, labels, container, networks, mode, placement, reservations, api_spec })
+    Ok(ServiceSpec { name, labels, container, networks, mode, placement, reservations, renewal, api_spec })
 }
 
 fn fill_mode(mode: &mut api::ServiceMode) -> Result<ServiceMode, ApiError> {
@@ -209,8 +235,7 @@ pub(super) async fn remove(backend: &dyn Backend, wanted: &str) -> Result<respon
 
 /// A service as `service inspect` shows it.
 pub(super) fn describe(service: &Service) -> api::Service {
-    let spec: api::ServiceSpec =
-        serde_json::from_str(&service.spec.api_spec).unwrap_or_else(|_| rebuild(&service.spec));
+    let spec = as_received(&service.spec);
     api::Service {
         id: service.id.to_string(),
         version: api::ObjectVersion { index: service.version },
@@ -218,8 +243,14 @@ pub(super) fn describe(service: &Service) -> api::Service {
         updated_at: time::rfc3339(service.updated_at),
         endpoint: api::Endpoint { spec: spec.endpoint_spec.clone() },
         spec,
+        previous_spec: service.former.as_ref().map(|former| as_received(&former.spec)),
+        update_status: service.rollout.as_ref().map(renewal::describe),
         service_status: None,
     }
+}
+
+fn as_received(spec: &ServiceSpec) -> api::ServiceSpec {
+    serde_json::from_str(&spec.api_spec).unwrap_or_else(|_| rebuild(spec))
 }
 
 /// The specification of a service whose text as received is not there.
@@ -243,7 +274,7 @@ fn rebuild(spec: &ServiceSpec) -> api::ServiceSpec {
             ServiceMode::Global => api::ServiceMode::global(),
         },
         endpoint_spec: api::EndpointSpec { mode: "vip".into() },
-        networks: Vec::new(),
+        ..api::ServiceSpec::default()
     }
 }
 

@@ -9,7 +9,7 @@ use crate::api::types as api;
 use crate::cluster::{State, Task};
 use crate::types::{self, Attachment, NodeId, ServiceId, TaskState, TaskStatus};
 
-/// Filters of task lists. A service has one version of its specification, so every task is up to date.
+/// Filters of task lists.
 const FILTERS: [&str; 7] = ["id", "name", "service", "node", "desired-state", "label", "_up-to-date"];
 
 pub(super) fn list(backend: &dyn Backend, request: &Request) -> Result<respond::Response, ApiError> {
@@ -34,6 +34,8 @@ pub(super) fn filtered<'a>(state: &'a State, filters: &Filters) -> Result<Vec<&'
             return Err(ApiError::bad_request(format!("invalid filter 'desired-state={wanted}'")));
         }
     }
+    let up_to_date =
+        |task: &Task| state.services.get(&task.service).is_some_and(|service| service.template == task.template);
     let fits = |task: &&Task| {
         filters.any("id", |id| task.id.to_string().starts_with(id))
             && filters.any("name", |name| task_name(state, task).starts_with(name))
@@ -41,6 +43,7 @@ pub(super) fn filtered<'a>(state: &'a State, filters: &Filters) -> Result<Vec<&'
             && filters.any("service", |_| services.contains(&task.service))
             && filters.any("node", |_| task.node.or(task.bound_to).is_some_and(|node| nodes.contains(&node)))
             && filters.any("desired-state", |desired| task.desired.to_string() == desired)
+            && filters.any("_up-to-date", |wanted| up_to_date(task) == (wanted == "true"))
             && filters.values("label").is_empty()
     };
     Ok(state.tasks.values().filter(fits).collect())

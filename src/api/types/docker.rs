@@ -89,16 +89,35 @@ docker_type! {
         #[serde(skip_serializing_if = "Map::is_empty")] labels: Map,
         task_template: TaskSpec,
         mode: ServiceMode,
+        #[serde(skip_serializing_if = "Option::is_none")] update_config: Option<UpdateConfig>,
+        #[serde(skip_serializing_if = "Option::is_none")] rollback_config: Option<UpdateConfig>,
         endpoint_spec: EndpointSpec,
         #[serde(skip_serializing_if = "Vec::is_empty")] networks: Vec<NetworkAttachmentConfig>,
     }
     struct TaskSpec {
         container_spec: ContainerSpec,
         #[serde(skip_serializing_if = "is_default")] resources: ResourceRequirements,
+        #[serde(skip_serializing_if = "Option::is_none")] restart_policy: Option<RestartPolicy>,
         #[serde(skip_serializing_if = "is_default")] placement: Placement,
         #[serde(skip_serializing_if = "Vec::is_empty")] networks: Vec<NetworkAttachmentConfig>,
         force_update: u64,
         #[serde(skip_serializing_if = "String::is_empty")] runtime: String,
+    }
+    /// Times in nanoseconds.
+    struct RestartPolicy {
+        #[serde(skip_serializing_if = "String::is_empty")] condition: String,
+        #[serde(skip_serializing_if = "Option::is_none")] delay: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")] max_attempts: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")] window: Option<u64>,
+    }
+    /// Times in nanoseconds.
+    struct UpdateConfig {
+        parallelism: u64,
+        #[serde(skip_serializing_if = "is_default")] delay: u64,
+        #[serde(skip_serializing_if = "String::is_empty")] failure_action: String,
+        #[serde(skip_serializing_if = "is_default")] monitor: u64,
+        max_failure_ratio: f64,
+        #[serde(skip_serializing_if = "String::is_empty")] order: String,
     }
     struct ContainerSpec {
         image: String,
@@ -136,9 +155,18 @@ docker_type! {
         created_at: String,
         updated_at: String,
         spec: ServiceSpec,
+        #[serde(skip_serializing_if = "Option::is_none")] previous_spec: Option<ServiceSpec>,
         endpoint: Endpoint,
+        #[serde(skip_serializing_if = "Option::is_none")] update_status: Option<UpdateStatus>,
         #[serde(skip_serializing_if = "Option::is_none")] service_status: Option<ServiceStatus>,
     }
+    struct UpdateStatus {
+        state: String,
+        started_at: String,
+        #[serde(skip_serializing_if = "Option::is_none")] completed_at: Option<String>,
+        message: String,
+    }
+    struct ServiceUpdated { warnings: Option<Vec<String>> }
     struct Endpoint { spec: EndpointSpec }
     struct ServiceStatus { running_tasks: u64, desired_tasks: u64, completed_tasks: u64 }
     struct Task {

@@ -6,6 +6,7 @@ mod keys;
 mod networks;
 mod nodes;
 mod properties;
+mod rollout;
 mod roots;
 mod schedule;
 mod services;
@@ -179,12 +180,16 @@ fn check_addresses(state: &State) {
             let twice = live.insert((attachment.network, attachment.address.addr()), task.id);
             assert_eq!(twice, None, "an address with two owners");
         }
-        let networks = match task.standalone {
-            Some(_) => 1,
-            None => state.services.get(&task.service).expect("a task has its service").spec.networks.len(),
-        };
-        let wanted = if task.gone || task.node.is_none() { 0 } else { networks };
-        assert_eq!(task.attachments.len(), wanted);
+        if task.gone || task.node.is_none() {
+            assert_eq!(task.attachments.len(), 0);
+        } else if task.standalone.is_some() {
+            assert_eq!(task.attachments.len(), 1);
+        } else {
+            let service = state.services.get(&task.service).expect("a task has its service");
+            if task.template == service.template {
+                assert_eq!(task.attachments.len(), service.spec.networks.len());
+            }
+        }
     }
     let mut allocated = BTreeMap::new();
     for network in state.networks.values() {
@@ -204,6 +209,12 @@ fn check_addresses(state: &State) {
 
 /// Nothing is told to stop without a reason.
 fn check_reason(state: &State, task: &Task) {
+    let service = &state.services[&task.service];
+    if task.template != service.template {
+        let replaced = service.rollout.as_ref().is_some_and(Rollout::is_in_progress);
+        assert!(replaced || task.node.is_none(), "{} is replaced although nobody updates", task.id);
+        return;
+    }
     let host = &state.nodes[&task.node.or(task.bound_to).expect("what waits on any node stays")];
     let there = host.state != NodeState::Down && host.availability != Availability::Drain;
     let suits = suit::meets(host, &state.services[&task.service].spec.placement.constraints);
@@ -373,6 +384,7 @@ pub(super) fn service_spec(name: &str, networks: &[u64], replicas: u64) -> Servi
         mode: ServiceMode::Replicated { replicas },
         placement: Placement::default(),
         reservations: Resources::default(),
+        renewal: Renewal::default(),
         api_spec: "{}".into(),
     }
 }

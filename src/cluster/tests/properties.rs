@@ -32,7 +32,7 @@ impl Walk {
 
     fn step(&mut self, [what, a, b, c]: Choice) {
         let number = u64::from(a % 5) + 1;
-        match what % 20 {
+        match what % 21 {
             0 => self.pass(u64::from(a)),
             1 => self.pass(u64::from(a) * 600),
             2..=4 => drop(self.swarm.schedule()),
@@ -54,6 +54,7 @@ impl Walk {
             14..=16 => self.word_of_a_node(a, b, c),
             17 => self.word_on_keys(number, b, c),
             18 => self.drain(number, b),
+            19 => self.change(a, b, c),
             _ => self.nonsense(a, b, c),
         }
     }
@@ -71,6 +72,24 @@ impl Walk {
             place(&mut spec, c / 5);
             self.swarm.propose(Command::CreateService { id: service(number), spec });
         }
+    }
+
+    fn change(&mut self, a: u8, b: u8, c: u8) {
+        let id = self.any_service(a);
+        let Some(service) = self.swarm.state.services.get(&id) else { return };
+        let (version, mut spec) = (service.version, service.spec.clone());
+        if b.is_multiple_of(4) {
+            return self.swarm.propose(Command::RollBackService { id, version });
+        }
+        if let ServiceMode::Replicated { replicas } = &mut spec.mode {
+            *replicas = u64::from(c % 5);
+        }
+        spec.container.args = vec![(c / 5 % 3).to_string()];
+        if b % 4 == 1 {
+            spec.networks = vec![(self.any_network(c), vec![])];
+        }
+        renew(&mut spec.renewal, b / 4);
+        self.swarm.propose(Command::UpdateService { id, version, spec });
     }
 
     fn any_network(&self, choice: u8) -> NetworkId {
@@ -166,6 +185,16 @@ fn place(spec: &mut ServiceSpec, choice: u8) {
         _ => {}
     }
     spec.reservations.nano_cpus = u64::from(choice % 3) * 700_000_000;
+}
+
+/// Every kind of wish for replacements.
+fn renew(renewal: &mut Renewal, choice: u8) {
+    use RestartCondition::{Any, Never, OnFailure};
+    renewal.update.parallelism = u64::from(choice % 3);
+    renewal.update.failure_action =
+        [FailureAction::Pause, FailureAction::Continue, FailureAction::RollBack][usize::from(choice / 3 % 3)];
+    renewal.restart.condition = [Any, Any, OnFailure, Never][usize::from(choice / 9 % 4)];
+    renewal.restart.max_attempts = u64::from(choice % 2) * 3;
 }
 
 const STATES: [TaskState; 7] = [

@@ -18,8 +18,8 @@ use crate::cluster::{Command, State};
 use crate::tls::{self, ConnectError, Identity, NodeKey, Session};
 use crate::types::{
     Availability, BootId, ClusterSpec, ContainerSpec, Machine, NetworkId, NetworkName, NetworkSpec, NodeAddresses,
-    NodeId, Placement, Queues, Resources, ServiceId, ServiceMode, ServiceSpec, TaskAssignment, TaskState, TaskStatus,
-    UnixTime,
+    NodeId, Placement, Queues, Renewal, Resources, ServiceId, ServiceMode, ServiceSpec, TaskAssignment, TaskState,
+    TaskStatus, UnixTime,
 };
 use crate::wire::control::{FromAgent, JoinRequest, NetworkView, RingView, SessionRequest, SwarmView, ToAgent};
 use crate::wire::record::{SignedRecord, TrustBundle, VerifiedRecord};
@@ -152,6 +152,7 @@ impl Swarm {
             mode: ServiceMode::Replicated { replicas },
             placement: Placement::default(),
             reservations: Resources::default(),
+            renewal: Renewal::default(),
             api_spec: String::new(),
         };
         self.manager.propose(Command::CreateService { id, spec }).await.unwrap();

@@ -67,8 +67,8 @@ use crate::manager::members;
 use crate::raft::{Membership, Payload, Peer, Position, Snapshot};
 use crate::types::{
     Availability, BootId, ClusterId, ClusterSpec, ContainerSpec, Epoch, EpochPhase, Fork, Key32, NetworkId,
-    NetworkSpec, NodeAddresses, NodeId, Placement, Queues, Resources, Role, ServiceId, ServiceMode, ServiceSpec,
-    TaskState, Time, UnixTime,
+    NetworkSpec, NodeAddresses, NodeId, Placement, Queues, Renewal, Resources, Role, ServiceId, ServiceMode,
+    ServiceSpec, TaskState, Time, UnixTime,
 };
 use client::{Clients, Rpc};
 use host::{Host, Wanted, Work};
@@ -284,8 +284,8 @@ impl Swarm {
         let (labels, api_spec) = (BTreeMap::new(), String::new());
         let mode = ServiceMode::Replicated { replicas };
         let (placement, reservations) = (Placement::default(), Resources::default());
-        let spec =
-            ServiceSpec { name: name.into(), labels, container, networks, mode, placement, reservations, api_spec };
+        let (name, renewal) = (name.into(), Renewal::default());
+        let spec = ServiceSpec { name, labels, container, networks, mode, placement, reservations, renewal, api_spec };
         Command::CreateService { id, spec }
     }
 

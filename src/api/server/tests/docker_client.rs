@@ -265,3 +265,55 @@ fn managers_are_locked_and_unlocked() {
     assert_eq!(docker.ok(&["swarm", "update", "--autolock=false"]), "Swarm updated.");
     docker.fails(&["swarm", "unlock-key"], 1, "no unlock key is set");
 }
+
+#[test]
+fn services_are_scaled_updated_and_rolled_back() {
+    let docker = Docker::over(Fake::manager_of_two(), "docker-life");
+    let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let ok = |line: &str| docker.ok(&words(line).iter().map(String::as_str).collect::<Vec<_>>());
+    ok("network create -d overlay net");
+    ok("network create -d overlay other");
+    ok("service create -d --name web --replicas 2 --network net --restart-condition on-failure --restart-delay 2s \
+        --restart-max-attempts 3 --restart-window 1m --update-parallelism 2 --update-delay 1s --update-monitor 1s \
+        --update-max-failure-ratio 0.25 --rollback-parallelism 0 --rollback-monitor 1s host sleep 9");
+    let inspect = |format: &str| docker.ok(&["service", "inspect", "--format", format, "web"]);
+    assert_eq!(inspect("{{.UpdateStatus}} {{.PreviousSpec}}"), "<nil> <nil>");
+    let policy = "{{json .Spec.TaskTemplate.RestartPolicy}}";
+    let expected = r#"{"Condition":"on-failure","Delay":2000000000,"MaxAttempts":3,"Window":60000000000}"#;
+    assert_eq!(inspect(policy), expected);
+    let pretty = ok("service inspect --pretty web");
+    for expected in ["Parallelism:	2", "Delay:		1s", "Max failure ratio: 0.25", "RollbackConfig:"] {
+        assert!(pretty.contains(expected), "no {expected:?} in {pretty}");
+    }
+    assert_eq!(ok("service scale -d web=4"), "web scaled to 4");
+    assert!(ok("service ls").contains("4/4"));
+    docker.fails(&["service", "rollback", "-d", "nowhere"], 1, "service nowhere not found");
+    // Without --detach: the client follows the update, which is over when it looks.
+    let updated = ok("service update --image my-image --env-add A=b --label-add tier=front --network-add other \
+        --network-rm net --constraint-add node.role==worker --limit-cpu 0 web");
+    assert_eq!(updated, "web");
+    assert_eq!(inspect("{{.UpdateStatus.State}} {{.UpdateStatus.Message}}"), "completed update completed");
+    let format = "{{.Image}} {{.Node}} {{.DesiredState}}";
+    let tasks = docker.ok(&["service", "ps", "--filter", "desired-state=running", "--format", format, "web"]);
+    assert_eq!(tasks, ["my-image:latest ant-2 Running"; 4].join("\n"));
+    assert_eq!(ok("service ps -q web").lines().count(), 8, "the tasks before are history");
+    assert_eq!(inspect("{{.PreviousSpec.TaskTemplate.ContainerSpec.Image}}"), "host:latest");
+    docker.ok(&["network", "rm", "net"]);
+    docker.fails(&["service", "rollback", "web"], 1, "not found");
+    ok("service update -d --args=sleep --force --restart-condition any web");
+    let rolled_back = ok("service rollback web");
+    assert!(rolled_back.ends_with("rollback: rollback completed"), "{rolled_back}");
+    assert_eq!(
+        inspect("{{.UpdateStatus.State}} {{json .Spec.TaskTemplate.ContainerSpec.Args}}"),
+        r#"rollback_completed ["sleep","9"]"#
+    );
+    ok("service update -d --image broken --update-failure-action rollback web");
+    assert_eq!(inspect("{{.UpdateStatus.State}}"), "rollback_completed");
+    docker.fails(&["service", "update", "--image", "broken", "web"], 1, "update paused due to failure");
+    docker.fails(&["service", "rollback", "-d", "--force", "web"], 125, "unknown flag");
+    docker.fails(&["service", "update", "-d", "--update-order", "start-first", "web"], 1, "start-first");
+    docker.fails(&["service", "update", "-d", "--publish-add", "80", "web"], 1, "EndpointSpec.Ports");
+    docker.fails(&["service", "scale", "-d", "web=x"], 1, "invalid replicas value x");
+    ok("service create -d --name all --mode global host");
+    docker.fails(&["service", "scale", "-d", "all=2"], 1, "scale can only be used with replicated");
+}

@@ -130,7 +130,7 @@ fn what_is_not_implemented_is_refused_by_name() {
             "Reservations.GenericResources",
         ),
         (with(good(), "/TaskTemplate", "LogDriver", json!({"Name": "none"})), "LogDriver"),
-        (with(good(), "/TaskTemplate", "RestartPolicy", json!({"Condition": "none"})), "RestartPolicy.Condition"),
+        (with(good(), "/TaskTemplate", "RestartPolicy", json!({"Condition": "never"})), "invalid restart condition"),
         (with(good(), "/EndpointSpec", "Mode", json!("dnsrr")), "\"dnsrr\" of EndpointSpec.Mode"),
         (with(good(), "/EndpointSpec", "Ports", json!([{"TargetPort": 80}])), "EndpointSpec.Ports (--publish)"),
         (with(good(), "/Mode", "Global", json!({})), "must specify only one service mode"),
