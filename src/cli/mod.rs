@@ -62,6 +62,7 @@ struct Formic {
 
 #[derive(FromArgs, ArgsInfo, Debug)]
 #[argh(subcommand)]
+#[expect(clippy::large_enum_variant, reason = "one is made for each process")]
 enum Verb {
     Daemon(daemon::Daemon),
     Swarm(swarm::Swarm),

@@ -21,7 +21,6 @@ pub(super) struct Service {
 
 #[derive(FromArgs, ArgsInfo, Debug)]
 #[argh(subcommand)]
-#[expect(clippy::large_enum_variant, reason = "one is made for each process")]
 enum Verb {
     Create(Create),
     Update(Update),

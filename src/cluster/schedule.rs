@@ -241,7 +241,8 @@ impl<'a> Planner<'a> {
     fn is_filled_at_once(&self, service: &Service, task: &Task) -> bool {
         let current = task.template == service.template;
         let once = current && service.spec.renewal.restart.condition == RestartCondition::Never;
-        task.node.is_none() || !once && !(self.replaced.contains(&task.id) && self.is_stopping(task))
+        let waits = self.replaced.contains(&task.id) && self.is_stopping(task);
+        task.node.is_none() || !(once || waits)
     }
 
     /// Whether the place, which has no live task, gets one now.

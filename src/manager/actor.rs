@@ -34,7 +34,7 @@ const STORE_RETRY: Duration = Duration::from_secs(1);
 /// What the actor is told.
 enum Input {
     Propose {
-        command: Command,
+        command: Box<Command>,
         verdict: Sender<Verdict>,
     },
     Step {
@@ -157,7 +157,7 @@ impl Writer {
         for command in commands {
             let (verdict, result) = bounded(1);
             // A send that fails drops the only sender of the verdict, so that its receiver ends.
-            let _ = self.queue.send(Input::Propose { command, verdict }).await;
+            let _ = self.queue.send(Input::Propose { command: Box::new(command), verdict }).await;
             waiting.push(result);
         }
         let mut verdicts = Vec::with_capacity(waiting.len());
@@ -431,7 +431,7 @@ impl Actor {
         for input in batch {
             let now = self.now();
             match input {
-                Input::Propose { command, verdict } => self.replica.propose(command, at, verdict, now),
+                Input::Propose { command, verdict } => self.replica.propose(*command, at, verdict, now),
                 Input::Step { from, message } => self.replica.step(from, message, now)?,
                 Input::Read { done } => self.replica.read(done, now),
                 Input::Leave => self.replica.leave(),
