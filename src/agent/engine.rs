@@ -12,6 +12,7 @@ use super::standalone::Standalone;
 use super::tasks::{StartError, TaskTable};
 use crate::dataplane::{DataCommand, DataEvent, Dataplane, Offloads};
 use crate::helper::HelperClient;
+use crate::keys::NoTable;
 use crate::sys::clock::Clock;
 use crate::sys::tun::TunDevice;
 use crate::sys::uevent::Uevents;
@@ -26,6 +27,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
+use zeroize::Zeroizing;
 
 /// How long a task may take to end after it was asked to, as Docker's default.
 pub(super) const STOP_GRACE: Duration = Duration::from_secs(10);
@@ -58,6 +60,15 @@ pub(super) enum Request {
     Attach(TaskId, Box<Standalone>),
     /// End that.
     Detach(TaskId),
+    /// The keys of a network's SAs, for Wireshark.
+    EspKeys {
+        /// The network.
+        network: NetworkId,
+        /// Whether the underlay is IPv6.
+        outer_ipv6: bool,
+        /// Who wants them.
+        reply: Sender<Result<Zeroizing<String>, NoTable>>,
+    },
     /// Stop all tasks, then end.
     Stop,
 }
@@ -327,6 +338,9 @@ impl Engine {
             }
             Request::Attach(id, wanted) => self.attach(id, *wanted),
             Request::Detach(id) => self.detach(id),
+            Request::EspKeys { network, outer_ipv6, reply } => {
+                let _ = reply.try_send(self.core.keys.wireshark_table(network, outer_ipv6));
+            }
             Request::Stop => self.stop(),
         }
     }

@@ -12,6 +12,9 @@ pub enum NodeError {
     /// What was asked is malformed or impossible (400).
     #[error("{0}")]
     Invalid(String),
+    /// It is not allowed here (403).
+    #[error("{0}")]
+    Forbidden(String),
     /// No such task or image here (404).
     #[error("{0}")]
     NotFound(String),

@@ -18,6 +18,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use zeroize::Zeroizing;
 
 /// How long the daemon waits for its tasks at its end: their grace, and time to remove what they leave.
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
@@ -37,6 +38,8 @@ pub struct NodeSettings {
     pub workers: Queues,
     /// What the data plane may use of what kernel and devices can do.
     pub offloads: Offloads,
+    /// Whether root may be shown the keys of ESP.
+    pub key_export: bool,
     /// The daemon's clock.
     pub clock: Clock,
 }
@@ -182,6 +185,26 @@ impl Node {
             }
         }
         Status::inactive(self.swarm(), self.inner.settings.hostname.clone())
+    }
+
+    /// The keys of this node's SAs on a network, in both directions, as Wireshark reads them. Only if the daemon was
+    /// started so; that keys are handed out is logged, which ones is not.
+    pub async fn esp_keys(&self, network: NetworkId) -> Result<Zeroizing<String>, NodeError> {
+        if !self.inner.settings.key_export {
+            return Err(NodeError::Forbidden(
+                "this daemon hands out no keys: it has to be started with --allow-key-export".into(),
+            ));
+        }
+        let not_running = || NodeError::Unavailable("this node is in no swarm, or stops".into());
+        let runtime = self.inner.runtime.load_full().ok_or_else(not_running)?;
+        let (reply, answer) = bounded(1);
+        let outer_ipv6 = runtime.membership.addresses.data.is_ipv6();
+        let sent = runtime.requests.send(Request::EspKeys { network, outer_ipv6, reply }).await;
+        sent.map_err(|_| not_running())?;
+        let table = answer.recv().await.map_err(|_| not_running())?;
+        let table = table.map_err(|reason| NodeError::Invalid(reason.to_string()))?;
+        tracing::warn!(%network, sas = table.lines().count(), "the keys of a network's ESP are shown to root");
+        Ok(table)
     }
 
     /// The tasks of this node.

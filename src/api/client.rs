@@ -1,6 +1,6 @@
 //! The client side, for the command line: one HTTP/1.1 connection a request, on the daemon's unix socket.
 
-use super::types::{API_VERSION, Created, ErrorMessage, ExecCreate, ExecInspect, ExecStart};
+use super::types::{API_VERSION, Created, ErrorMessage, EspKeysRequest, ExecCreate, ExecInspect, ExecStart};
 use super::upgrade::socket_of;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
@@ -13,9 +13,13 @@ use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use zeroize::Zeroizing;
 
 /// Bytes of an answer at most: tens of thousands of tasks.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
+
+/// Bytes of a secret read at once: a few hundred keys.
+const SECRET_PIECE_BYTES: usize = 64 << 10;
 
 /// Bytes of one frame of an exec's output at most: more than the daemon ever puts into one.
 const MAX_FRAME_BYTES: usize = 1 << 20;
@@ -122,12 +126,30 @@ impl Client {
     pub async fn exec(&self, task: &str, command: &ExecCreate) -> Result<ExecStream, ClientError> {
         let created: Created = self.post(&Target::new(&["containers", task, "exec"]), command).await?;
         let target = Target::new(&["exec", &created.id, "start"]);
+        let (socket, early) = self.upgrade(&target, &ExecStart { detach: false }).await?;
+        Ok(ExecStream { id: created.id, socket, early })
+    }
+
+    /// The keys of this node's ESP on a network, as Wireshark reads them. They pass no buffer that is not zeroized. Blocks.
+    pub async fn esp_keys(&self, network: &str) -> Result<Zeroizing<Vec<u8>>, ClientError> {
+        let wanted = EspKeysRequest { network: network.to_owned(), expose_keys: true };
+        let (mut socket, early) = self.upgrade(&Target::new(&["formic", "debug", "esp-keys"]), &wanted).await?;
+        // The daemon waits for this octet: nothing was read ahead.
+        socket.write_all(&[1]).map_err(broken)?;
+        if !early.is_empty() {
+            return Err(broken("keys came before they were asked for"));
+        }
+        read_secret(&socket).map_err(broken)
+    }
+
+    /// POST of JSON after which the connection is the bare socket: it, and what was read ahead of it.
+    async fn upgrade(&self, target: &Target, body: &impl Serialize) -> Result<(UnixStream, Bytes), ClientError> {
         let request = hyper::Request::builder()
             .method(Method::POST)
-            .uri(target.0)
+            .uri(target.0.as_str())
             .header(CONNECTION, "Upgrade")
             .header(UPGRADE, "tcp");
-        self.exchange(request, to_json(&ExecStart { detach: false })?, async |mut response| {
+        self.exchange(request, to_json(body)?, async |mut response| {
             if response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 return Err(read_refusal(response).await);
             }
@@ -135,7 +157,7 @@ impl Client {
             let (socket, early) = socket_of(upgraded).ok_or_else(|| broken("not a socket of ours"))?;
             let socket = socket.into_inner().map_err(broken)?;
             socket.set_nonblocking(false).map_err(broken)?;
-            Ok(ExecStream { id: created.id, socket, early })
+            Ok((socket, early))
         })
         .await
     }
@@ -174,6 +196,27 @@ impl Client {
         };
         let exchange = async { read(sender.send_request(request).await.map_err(broken)?).await };
         smol::future::or(drive, exchange).await
+    }
+}
+
+/// Reads to the end. What grows is copied and the former place zeroized.
+fn read_secret(mut from: impl Read) -> io::Result<Zeroizing<Vec<u8>>> {
+    let mut secret = Zeroizing::new(Vec::new());
+    let mut piece = Zeroizing::new([0; SECRET_PIECE_BYTES]);
+    loop {
+        let length = match from.read(&mut *piece) {
+            Ok(0) => return Ok(secret),
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        let mut grown = Zeroizing::new(Vec::with_capacity(secret.len() + length));
+        grown.extend_from_slice(&secret);
+        grown.extend(piece.iter().take(length));
+        secret = grown;
+        if secret.len() > MAX_ANSWER_BYTES {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "there is no end to it"));
+        }
     }
 }
 

@@ -46,6 +46,9 @@ pub(super) struct Daemon {
     /// worker threads that carry packets, 1 to 16 (default: one for each core, at most 4)
     #[argh(option, arg_name = "number")]
     data_workers: Option<Queues>,
+    /// let root of this host see the keys that protect packets, by `formic debug esp-keys`
+    #[argh(switch)]
+    allow_key_export: bool,
 }
 
 impl Daemon {
@@ -71,6 +74,7 @@ impl Daemon {
             offload: self.offload,
             disable_offload: self.disable_offload,
             data_workers: self.data_workers,
+            allow_key_export: self.allow_key_export.then_some(true),
         }
     }
 }

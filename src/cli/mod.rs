@@ -11,6 +11,7 @@ mod argv;
 mod attach;
 mod convergence;
 mod daemon;
+mod debug;
 mod duration;
 mod exec;
 mod image;
@@ -76,6 +77,7 @@ enum Verb {
     Detach(attach::Detach),
     Ps(system::Ps),
     Status(status::Status),
+    Debug(debug::Debug),
     Info(system::Info),
     Version(system::Version),
 }
@@ -167,6 +169,7 @@ fn dispatch(formic: Formic, session: &mut Session) -> Result<u8, Failure> {
         Verb::Service(noun) => noun.run(session).map(|()| 0),
         Verb::Image(noun) => noun.run(session).map(|()| 0),
         Verb::Ps(verb) => verb.run(session).map(|()| 0),
+        Verb::Debug(noun) => noun.run(session).map(|()| 0),
         Verb::Status(verb) => verb.run(session).map(|()| 0),
         Verb::Info(verb) => verb.run(session).map(|()| 0),
         Verb::Version(verb) => verb.run(session).map(|()| 0),

@@ -132,6 +132,8 @@ pub struct Options {
     pub disable_offload: Offloads,
     /// Worker threads of the data plane.
     pub data_workers: Queues,
+    /// Whether root may be shown the keys that protect packets (`formic debug esp-keys`).
+    pub allow_key_export: bool,
 }
 
 impl Default for Options {
@@ -148,6 +150,7 @@ impl Default for Options {
             offload: Offload::Auto,
             disable_offload: Offloads::NONE,
             data_workers: default_data_workers(),
+            allow_key_export: false,
         }
     }
 }
@@ -186,6 +189,8 @@ pub struct PartialOptions {
     pub disable_offload: Option<String>,
     /// See [`Options::data_workers`].
     pub data_workers: Option<Queues>,
+    /// See [`Options::allow_key_export`].
+    pub allow_key_export: Option<bool>,
 }
 
 impl PartialOptions {
@@ -224,6 +229,7 @@ impl PartialOptions {
             offload: self.offload.or(other.offload),
             disable_offload: self.disable_offload.or(other.disable_offload),
             data_workers: self.data_workers.or(other.data_workers),
+            allow_key_export: self.allow_key_export.or(other.allow_key_export),
         }
     }
 
@@ -243,6 +249,7 @@ impl PartialOptions {
             disable_offload: Offloads::parse_list(&self.disable_offload.unwrap_or_default())
                 .map_err(|error| OptionsError::Invalid(error.to_string()))?,
             data_workers: self.data_workers.unwrap_or(default.data_workers),
+            allow_key_export: self.allow_key_export.unwrap_or(false),
         };
         options.check()?;
         Ok(options)

@@ -48,11 +48,15 @@ pub fn run(options: Options) -> Result<()> {
         data_path_port: options.data_path_port,
         workers: options.data_workers,
         offloads: options.offloads(),
+        key_export: options.allow_key_export,
         clock: Clock::start(),
     };
     smol::block_on(async {
         let node = Node::new(settings, helper, events, fatal);
         node.resume().await?;
+        if options.allow_key_export {
+            tracing::warn!("--allow-key-export: root of this host may be shown the keys that protect packets");
+        }
         tracing::info!(version = env!("CARGO_PKG_VERSION"), socket = %options.socket.display(), "formic is ready");
         let serve = async { server::serve(socket, node.clone()).await.context("the API's socket failed") };
         let signal = async {

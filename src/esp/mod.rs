@@ -29,6 +29,7 @@ pub mod external;
 mod replay;
 mod sa;
 mod schedule;
+mod wireshark;
 
 pub use aead::{CipherBroken, CipherLibrary, CipherReport, PacketCipher};
 pub use counter::{CounterAnswer, HARD_LIMIT_PACKETS, PacketCounter, SOFT_LIMIT_PACKETS};
@@ -40,6 +41,7 @@ pub use drop::EspDrop;
 pub use replay::{Fresh, REPLAY_WINDOW_PACKETS, ReplayWindow};
 pub use sa::{HEADROOM, InboundSa, Numbering, Opened, OutboundSa, SaTraffic, Sealed, TAILROOM};
 pub use schedule::{SaIdentity, SaKeys, gossip_key, network_key, queue_of, spi};
+pub use wireshark::wireshark_table;
 
 #[cfg(test)]
 mod testing;

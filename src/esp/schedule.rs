@@ -13,7 +13,7 @@ use crate::types::{BootId, ClusterId, Epoch, Fork, Key32, NetworkId, NodeId, Pub
 use zeroize::Zeroizing;
 
 /// Octets of an SA's AES key and salt.
-const KEY_LEN: usize = 32;
+pub(super) const KEY_LEN: usize = 32;
 /// Octets of the salt in front of each nonce (RFC 4106, section 4).
 pub(super) const SALT_LEN: usize = 4;
 /// Bits of the queue number in an SPI.

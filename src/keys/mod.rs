@@ -15,9 +15,12 @@
 #![forbid(unsafe_code)]
 #![deny(clippy::disallowed_methods)]
 
+mod export;
 mod pair;
 #[cfg(test)]
 mod tests;
+
+pub use export::NoTable;
 
 use crate::crypto::X25519Secret;
 use crate::esp::{SaIdentity, SaKeys};

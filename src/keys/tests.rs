@@ -384,3 +384,45 @@ fn another_number_of_queues_is_another_boot() {
     assert_eq!(a.installed, b.installed);
     assert_eq!(a.installed.len(), 2 * (2 + 3), "none of the former boot");
 }
+
+fn rows(host: &Host) -> BTreeSet<String> {
+    let table = host.keys.wireshark_table(NETWORK, false).unwrap();
+    table.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn both_ends_show_the_same_keys_of_the_epochs_that_have_begun() {
+    let (mut a, mut b, now) = pair_of(Host::with_queues(1, 1, 2), Host::with_queues(2, 1, 1));
+    let first = rows(&a);
+    assert_eq!(first, rows(&b));
+    assert_eq!(first.len(), 3, "two queues of one, one of the other; nothing of the next epoch");
+    let spi = |sa: &SaIdentity| format!("\"{:#010x}\"", crate::esp::spi(sa).0);
+    for sa in a.installed.iter().filter(|sa| sa.epoch == Epoch(1)) {
+        assert!(first.iter().any(|row| row.contains(&spi(sa))), "{sa:?}");
+    }
+    let both = [a.node, b.node];
+    for host in [&mut a, &mut b] {
+        host.ring(&SECOND, &both, now);
+    }
+    let second = rows(&a);
+    assert_eq!((second.len(), second.is_superset(&first)), (6, true));
+}
+
+#[test]
+fn there_are_no_keys_to_show_without_a_secret_network_and_a_peer() {
+    let now = Time(0);
+    let table = |host: &Host| host.keys.wireshark_table(NETWORK, false).map(drop);
+    let mut host = Host::new(1, 1);
+    assert_eq!(table(&host), Err(NoTable::NotHere));
+    host.network(&[(host.node, true)], now);
+    assert_eq!(table(&host), Err(NoTable::NoPeer));
+    let view = NetworkView {
+        id: NETWORK,
+        name: "net".into(),
+        transform: Transform::Gmac,
+        subnet: "10.0.1.0/24".parse().unwrap(),
+        members: Vec::new(),
+    };
+    host.keys.handle_networks(&[view], now);
+    assert_eq!(table(&host), Err(NoTable::NotSecret));
+}

@@ -11,6 +11,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use zeroize::Zeroizing;
 
 /// A future that a [`Backend`] returns.
 pub(super) type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -43,6 +44,8 @@ pub(super) trait Backend: Send + Sync + 'static {
     fn unlock(&self, key: UnlockKey) -> Answer<'_, Result<(), NodeError>>;
     /// `formic status`.
     fn status(&self) -> Answer<'_, Status>;
+    /// The keys of ESP on a network, as Wireshark reads them.
+    fn esp_keys(&self, network: NetworkId) -> Answer<'_, Result<Zeroizing<String>, NodeError>>;
     /// The tasks of this node.
     fn tasks(&self) -> Vec<LocalTask>;
     /// Runs a command in a task.
@@ -129,6 +132,10 @@ impl Backend for Node {
 
     fn status(&self) -> Answer<'_, Status> {
         Box::pin(Node::status(self))
+    }
+
+    fn esp_keys(&self, network: NetworkId) -> Answer<'_, Result<Zeroizing<String>, NodeError>> {
+        Box::pin(Node::esp_keys(self, network))
     }
 
     fn tasks(&self) -> Vec<LocalTask> {

@@ -93,6 +93,7 @@ impl From<NodeError> for ApiError {
     fn from(error: NodeError) -> ApiError {
         let status = match &error {
             NodeError::Invalid(_) => StatusCode::BAD_REQUEST,
+            NodeError::Forbidden(_) => StatusCode::FORBIDDEN,
             NodeError::NotFound(_) => StatusCode::NOT_FOUND,
             NodeError::Unavailable(_) | NodeError::Locked => StatusCode::SERVICE_UNAVAILABLE,
             NodeError::WrongKey(_) => StatusCode::UNAUTHORIZED,

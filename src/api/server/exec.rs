@@ -310,7 +310,7 @@ async fn forward_input(early: &[u8], mut socket: &Async<UnixStream>, stdin: Opti
 
 /// Ends the stream. What the client still sends is read away for a moment: closing a socket with unread input would
 /// make the client see an error instead of the end.
-async fn hang_up(mut socket: &Async<UnixStream>) {
+pub(super) async fn hang_up(mut socket: &Async<UnixStream>) {
     if socket.get_ref().shutdown(Shutdown::Write).is_err() {
         return;
     }

@@ -4,12 +4,13 @@
 //! 2. [`serve`]: connections, each on hyper's HTTP/1; jobs that outlive their request (execs).
 //! 3. `request`: version, path, query, body; `allow` and `schema`: what of a body is implemented.
 //! 4. `route`: to the handlers: `system`, `swarm`, `nodes`, `networks`, `services`, `tasks`, `containers`, `exec`,
-//!    `formic`. They read the replicated state or the node through `backend` and change it by commands.
+//!    `formic`, `debug`. They read the replicated state or the node through `backend` and change it by commands.
 //! 5. `respond`, `error`: Docker's JSON, codes and headers.
 
 mod allow;
 mod backend;
 mod containers;
+mod debug;
 mod error;
 mod exec;
 #[cfg(test)]
@@ -128,8 +129,9 @@ async fn accept(
             continue;
         };
         let context = context.clone();
+        let user = socket::user_of(stream.get_ref());
         let connection = async move {
-            let handle = service_fn(|request| answer(context.clone(), request));
+            let handle = service_fn(|request| answer(context.clone(), user, request));
             let served = hyper::server::conn::http1::Builder::new()
                 .timer(SmolTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)
@@ -145,18 +147,27 @@ async fn accept(
     }
 }
 
-async fn answer(context: Arc<Context>, request: hyper::Request<Incoming>) -> Result<respond::Response, Infallible> {
-    let result = handle(&context, request).await;
+async fn answer(
+    context: Arc<Context>,
+    user: Option<u32>,
+    request: hyper::Request<Incoming>,
+) -> Result<respond::Response, Infallible> {
+    let result = handle(&context, user, request).await;
     let mut response = result.unwrap_or_else(|error| respond::error(&error));
     respond::add_headers(response.headers_mut(), &context.backend.swarm());
     Ok(response)
 }
 
-async fn handle(context: &Arc<Context>, mut request: hyper::Request<Incoming>) -> Result<respond::Response, ApiError> {
+async fn handle(
+    context: &Arc<Context>,
+    user: Option<u32>,
+    mut request: hyper::Request<Incoming>,
+) -> Result<respond::Response, ApiError> {
     let wants_upgrade = request.headers().contains_key(UPGRADE) && request.headers().contains_key(CONNECTION);
     let upgrade = wants_upgrade.then(|| hyper::upgrade::on(&mut request));
     let (head, body) = request.into_parts();
-    let request = Request::new(head.method, &head.uri, read_body(body).await?)?;
+    let mut request = Request::new(head.method, &head.uri, read_body(body).await?)?;
+    request.user = user;
     let response = route(context, &request, upgrade).await;
     let failed = response.as_ref().err().map(|error| error.message.as_str());
     tracing::debug!(method = %request.method, path = %head.uri.path(), failed, "API request");
@@ -231,6 +242,7 @@ async fn route(
         ["exec", id, "start"] if post => exec::start(context, request, id, upgrade),
         ["exec", id, "json"] if get => exec::inspect(context, id),
         ["distribution", image @ .., "json"] if get => no_registry(image),
+        ["formic", "debug", "esp-keys"] if post => debug::esp_keys(context, request, upgrade).await,
         ["formic", rest @ ..] => route_formic(backend, request, rest).await,
         _ => Err(not_served(request)),
     }

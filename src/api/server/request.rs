@@ -17,6 +17,8 @@ pub(super) struct Request {
     pub(super) path: Vec<String>,
     query: Vec<(String, String)>,
     body: Bytes,
+    /// Who connected, as the kernel says; `None` when it does not.
+    pub(super) user: Option<u32>,
 }
 
 impl Request {
@@ -32,7 +34,7 @@ impl Request {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             Ok((decode(name, true)?, decode(value, true)?))
         });
-        Ok(Request { method, path: parts, query: query.collect::<Result<_, ApiError>>()?, body })
+        Ok(Request { method, path: parts, query: query.collect::<Result<_, ApiError>>()?, body, user: None })
     }
 
     /// The first value of a query parameter.

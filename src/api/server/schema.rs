@@ -137,3 +137,6 @@ pub(super) const ATTACH: Shape = Object(&[("netns", Any), ("network", Any), ("ad
 
 /// `POST /formic/images/import`.
 pub(super) const IMAGE_IMPORT: Shape = Object(&[("name", Any), ("directory", Any)]);
+
+/// `POST /formic/debug/esp-keys`.
+pub(super) const ESP_KEYS: Shape = Object(&[("network", Any), ("expose_keys", Any)]);

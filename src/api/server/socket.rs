@@ -1,5 +1,7 @@
 //! The unix socket: its file, who may use it, and what lay there before.
 
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
@@ -29,6 +31,11 @@ pub enum SocketError {
         /// Why.
         source: io::Error,
     },
+}
+
+/// The user who connected, as the kernel saw it then (`SO_PEERCRED`).
+pub(super) fn user_of(stream: &UnixStream) -> Option<u32> {
+    getsockopt(stream, PeerCredentials).ok().map(|credentials| credentials.uid())
 }
 
 /// A listening socket. Its file is removed when this is dropped.

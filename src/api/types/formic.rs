@@ -37,6 +37,16 @@ pub struct Attached {
     pub address: String,
 }
 
+/// `POST /formic/debug/esp-keys`, on a connection that is upgraded.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EspKeysRequest {
+    /// The network: its id or name.
+    pub network: String,
+    /// That showing keys is meant.
+    pub expose_keys: bool,
+}
+
 /// `GET /formic/keys`: the life of the managers' key ring. Never a key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct KeyRing {

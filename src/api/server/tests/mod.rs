@@ -1,5 +1,6 @@
 //! The handlers over the real replicated state, without a daemon.
 
+mod debug;
 mod docker_client;
 mod hostile;
 mod networks;
@@ -42,9 +43,15 @@ impl Api {
     }
 
     fn call_raw(&self, method: &str, path: &str, body: Bytes) -> (u16, Value) {
+        self.call_as(None, method, path, body)
+    }
+
+    /// A request of a user.
+    fn call_as(&self, user: Option<u32>, method: &str, path: &str, body: Bytes) -> (u16, Value) {
         let (Ok(method), Ok(uri)) = (method.parse::<Method>(), path.parse::<Uri>()) else { return (400, Value::Null) };
         let response = smol::block_on(async {
-            let request = Request::new(method, &uri, body)?;
+            let mut request = Request::new(method, &uri, body)?;
+            request.user = user;
             route(&self.context, &request, None).await
         });
         let response = response.unwrap_or_else(|error| respond::error(&error));
@@ -63,7 +70,14 @@ impl Api {
     /// A request that must be refused: the text.
     #[track_caller]
     fn refused(&self, method: &str, path: &str, body: &Value, expected: u16) -> String {
-        let (status, value) = self.call(method, path, body);
+        self.refused_as(None, method, path, body, expected)
+    }
+
+    /// A request of a user that must be refused: the text.
+    #[track_caller]
+    fn refused_as(&self, user: Option<u32>, method: &str, path: &str, body: &Value, expected: u16) -> String {
+        let body = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };
+        let (status, value) = self.call_as(user, method, path, body);
         assert_eq!(status, expected, "{method} {path}: {value}");
         let message = value["message"].as_str().unwrap_or_else(|| panic!("no message: {value}"));
         assert_eq!(message.lines().count(), 1, "{message}");
