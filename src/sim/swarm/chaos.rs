@@ -4,6 +4,7 @@ use super::manager::CrashPlan;
 use super::node::Node;
 use super::{Planted, Setup, Swarm, admission};
 use crate::cluster::{Command, ring};
+use crate::manager::planner;
 use crate::sim::network::Faults;
 use crate::types::{ClusterSpec, NetworkId, NodeId, Role, Time};
 use rand::RngExt;
@@ -17,6 +18,9 @@ const JOINS: usize = 2;
 /// How long it may take until all is in its place again after the last fault: an election, missed heartbeats, the
 /// pause between attempts, the restart delay of tasks that died, an hour hand of gossip.
 const RECOVERY: Duration = Duration::from_secs(60);
+/// For so long all has to be in its place: two looks of the planner, since what was planned before, for a node that was
+/// down and is back already, may still be committed.
+const STEADY: Duration = planner::TICK.saturating_mul(2);
 /// How long nothing bad happens at the start, and now and then.
 const CALM: Duration = Duration::from_secs(14);
 /// How long two nodes may take then until a packet arrives.
@@ -163,12 +167,19 @@ impl Chaos {
         }
         for number in 0..swarm.nodes.len() {
             swarm.nodes[number].manager.iter_mut().for_each(super::manager::Manager::spare);
-            if swarm.nodes[number].host.is_none() {
+            let admitted = swarm.nodes[number].life > 0;
+            if swarm.nodes[number].host.is_none() && admitted {
                 swarm.boot(number);
             }
         }
         swarm.crashed.clear();
-        if swarm.run_until(RECOVERY, |swarm| swarm.clients.are_idle() && swarm.is_settled()).is_none() {
+        let mut since = None;
+        let is_steady = |swarm: &mut Swarm| {
+            let settled = swarm.clients.are_idle() && swarm.is_settled();
+            since = since.filter(|_| settled).or(settled.then_some(swarm.now));
+            since.is_some_and(|since| swarm.now.since(since) >= STEADY)
+        };
+        if swarm.run_until(RECOVERY, is_steady).is_none() {
             let text = format!("not in its place after {RECOVERY:?}: {}", describe(swarm));
             swarm.oracle.fail(swarm.now, &text);
         }

@@ -261,6 +261,8 @@ impl Swarm {
                 self.send_down(number, session, Down::Frame(removed));
                 self.send_down(number, session, Down::Closed);
             }
+            // As the production's: before the log hears of it.
+            Up::Open(_) if !manager.state().nodes.contains_key(&node) => self.send_down(number, session, Down::Refused),
             Up::Open(boot) => {
                 let (hostname, queues) = (format!("host{number}"), queues_of(boot));
                 let hello = Hello { node, boot, session, hostname, addresses, queues };
