@@ -1,5 +1,6 @@
 //! Keeps this node's certificate young: a new key and certificate at a random 50 to 80 % of the old one's life, and at
-//! once when the swarm has a new root.
+//! once when the swarm has a new root. The managers are told which root the certificate on the disk is of, at each start
+//! too: they drop a former root when they have heard so of all nodes.
 
 use super::engine::End;
 use super::runtime::Environment;
@@ -32,6 +33,8 @@ pub(super) async fn run(
 ) {
     let mut due = renewal_time(&identity.load().peer(), random::bytes());
     let mut stored = true;
+    // The root that the managers know to be enough for this node.
+    let mut known_root = Vec::new();
     while !ended.is_closed() {
         let mut pause = CHECK_INTERVAL;
         stored = stored || environment.store.save_identity(&identity.load()).is_ok();
@@ -51,7 +54,12 @@ pub(super) async fn run(
                 }
             }
         }
-        if !stored {
+        let present = identity.load_full();
+        let root = present.root().to_vec();
+        if stored && known_root != root && tell(&present, &managers).await {
+            known_root.clone_from(&root);
+        }
+        if !stored || known_root != root {
             pause = RETRY_INTERVAL;
         }
         match within(pause, roots.recv()).await {
@@ -105,6 +113,18 @@ pub(super) async fn renew(identity: &Identity, managers: &[SocketAddr]) -> Resul
         }
     }
     Err(reason)
+}
+
+/// Tells the managers that this identity is on the disk; whether one has listened.
+async fn tell(identity: &Identity, managers: &Mutex<Vec<SocketAddr>>) -> bool {
+    let known = managers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    for manager in known {
+        match tls::certified(manager, identity).await {
+            Ok(()) => return true,
+            Err(error) => tracing::debug!(%error, "a manager was not told of which root this node's certificate is"),
+        }
+    }
+    false
 }
 
 #[cfg(test)]

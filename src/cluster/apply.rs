@@ -78,6 +78,7 @@ impl State {
             Command::SetCertificateExpiry { node, expires, root } => {
                 self.set_certificate_expiry(*node, *expires, *root)
             }
+            Command::SetCertificateRoot { node, root } => self.set_certificate_root(*node, *root),
 
             Command::SetPublic { node, boot, epoch, public } => self.set_public(*node, *boot, *epoch, *public),
             Command::SetReady { node, boot, epoch } => self.set_ready(*node, *boot, *epoch),

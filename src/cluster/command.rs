@@ -227,7 +227,8 @@ pub enum Command {
         #[serde(with = "carried_key")]
         master: Key32,
     },
-    /// A new certificate was given to a node.
+    /// A new certificate is about to be given to a node. Whether it gets there is told by
+    /// [`Command::SetCertificateRoot`].
     SetCertificateExpiry {
         /// The node.
         node: NodeId,
@@ -345,6 +346,13 @@ pub enum Command {
         id: TaskId,
         /// As wanted.
         request: AttachRequest,
+    },
+    /// A node has a certificate of this root on its disk.
+    SetCertificateRoot {
+        /// The node.
+        node: NodeId,
+        /// SHA-256 of the root.
+        root: [u8; 32],
     },
 }
 

@@ -170,7 +170,12 @@ impl State {
         self.check_root(&root)?;
         let node = self.nodes.get_mut(&id).ok_or_else(|| not_found("node", id))?;
         node.certificate_expires = expires;
-        node.root = root;
+        done()
+    }
+
+    pub(super) fn set_certificate_root(&mut self, id: NodeId, root: [u8; 32]) -> Outcome {
+        self.check_root(&root)?;
+        self.nodes.get_mut(&id).ok_or_else(|| not_found("node", id))?.root = root;
         done()
     }
 

@@ -3,9 +3,10 @@
 //! 1. A new root takes over at once: it issues all certificates from then on, join tokens name it, and the former
 //!    root's private key is erased. The former root stays trusted, and has signed the new one, so that nodes which know
 //!    only the former one believe managers with new certificates.
-//! 2. Every node renews its certificate. One that is away holds the replacement up until it comes back, is removed, or
+//! 2. Every node renews its certificate, and says so when it has the new one on its disk: one whose answer was lost on
+//!    the way would be shut out for good. One that is away holds the replacement up until it comes back, is removed, or
 //!    its certificate has expired.
-//! 3. When all have renewed, the former root is dropped; records are signed with the new key, which all nodes have been
+//! 3. When all have renewed, and no manager is silent, the former root is dropped; records are signed with the new key, which all nodes have been
 //!    told by then. The former key is still believed for as long as an epoch lives in which it signed; a rotation of
 //!    the key ring is wished so that this is not long.
 

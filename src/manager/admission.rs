@@ -7,7 +7,7 @@ use super::limits::{Allowance, Bucket};
 use super::listener::Connection;
 use super::news::set_state;
 use super::{random, wall_clock};
-use crate::cluster::{Command, NodeState, State};
+use crate::cluster::{Command, NodeState, Reply, State};
 use crate::crypto;
 use crate::tls::Peer;
 use crate::types::{ClusterId, Fork, NodeAddresses, NodeId, Role};
@@ -216,6 +216,26 @@ pub(super) async fn renew(inner: &Inner, connection: Connection, csr: Vec<u8>) {
     let command = Command::SetCertificateExpiry { node: peer.node, expires: issued.expires, root: issued.root };
     match inner.propose(command).await {
         Ok(_) => connection.answer(Answer::Renewed { chain: issued.chain }).await,
+        Err(error) => connection.refuse(inner, ControlDrop::SessionRefused, error.to_string()).await,
+    }
+}
+
+/// Answers a node that has its certificate on its disk. Not before may the former root be dropped: the answer with the
+/// certificate may never have reached the node.
+pub(super) async fn certified(inner: &Inner, connection: Connection, root: [u8; 32]) {
+    let peer = match identify(inner, connection.peer) {
+        Ok(peer) => peer,
+        Err((why, reason)) => return connection.refuse(inner, why, reason).await,
+    };
+    let known = inner.published.with(|state| state.nodes.get(&peer.node).is_some_and(|node| node.root == root));
+    // A word that changes nothing does not write the log.
+    let noted = if known {
+        Ok(Reply::Done)
+    } else {
+        inner.propose(Command::SetCertificateRoot { node: peer.node, root }).await
+    };
+    match noted {
+        Ok(_) => connection.answer(Answer::Noted).await,
         Err(error) => connection.refuse(inner, ControlDrop::SessionRefused, error.to_string()).await,
     }
 }

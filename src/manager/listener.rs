@@ -208,7 +208,10 @@ pub(super) fn is_outdated(inner: &Inner, roots: &[Vec<u8>]) -> bool {
 }
 
 async fn dispatch(inner: Arc<Inner>, connection: Connection, opening: Opening) {
-    let of_leader = matches!(opening, Opening::Join(_) | Opening::Session(_) | Opening::Renew { .. } | Opening::Leave);
+    let of_leader = matches!(
+        opening,
+        Opening::Join(_) | Opening::Session(_) | Opening::Renew { .. } | Opening::Certified { .. } | Opening::Leave
+    );
     if of_leader && !inner.leads() {
         return connection.answer(Answer::NotLeader { leader: inner.leader_address() }).await;
     }
@@ -216,6 +219,7 @@ async fn dispatch(inner: Arc<Inner>, connection: Connection, opening: Opening) {
         Opening::Join(request) => admission::join(&inner, connection, request).await,
         Opening::Session(request) => session::serve(inner, connection, request).await,
         Opening::Renew { csr } => admission::renew(&inner, connection, csr).await,
+        Opening::Certified { root } => admission::certified(&inner, connection, root).await,
         Opening::Leave => admission::leave(&inner, connection).await,
         Opening::Consensus { from, to, address } => {
             peers::serve(inner, connection, (Member(from), Member(to)), address).await

@@ -81,7 +81,7 @@ pub(crate) trait Draw {
     fn authority(&mut self, state: &State) -> Option<(NewTokens, NewRoot)>;
 }
 
-struct SystemDraw;
+pub(super) struct SystemDraw;
 
 impl Draw for SystemDraw {
     fn task_id(&mut self) -> TaskId {
@@ -111,9 +111,11 @@ pub(crate) fn plan(
     draw: &mut dyn Draw,
 ) -> Vec<Command> {
     let mut commands = news::liveness(state, seen);
-    news::silent_managers(state, silent, &mut commands);
+    news::silent_managers(state, &silent, &mut commands);
     commands.extend(schedule::plan(state, wall, &mut || draw.task_id()));
-    commands.extend(state.root_rotation_is_through(wall).then_some(Command::FinishRootRotation));
+    // A manager that hears nothing may not know of the new root: without the former one nobody would let it in again.
+    let listen = !state.managers.values().any(|manager| manager.voter && silent(manager.seat));
+    commands.extend((listen && state.root_rotation_is_through(wall)).then_some(Command::FinishRootRotation));
     commands.extend(replacements(state, draw));
     let steps = ring::plan(state, clock.read(state, now));
     commands.extend(steps.into_iter().map(|step| match step {

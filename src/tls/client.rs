@@ -165,6 +165,18 @@ pub async fn renew(address: SocketAddr, identity: &Identity, csr: Vec<u8>) -> Re
     .await
 }
 
+/// Tells the managers that this identity is on the node's disk.
+pub async fn certified(address: SocketAddr, identity: &Identity) -> Result<(), ConnectError> {
+    let root = crypto::sha256(&[identity.root().as_ref()]);
+    at_leader(address, |address| async move {
+        match Connection::as_node(address, identity).await?.ask(Opening::Certified { root }).await? {
+            Answer::Noted => Ok(()),
+            _ => Err(ConnectError::Unexpected(address)),
+        }
+    })
+    .await
+}
+
 /// Tells the managers that this node leaves the swarm.
 pub async fn leave(address: SocketAddr, identity: &Identity) -> Result<(), ConnectError> {
     at_leader(address, |address| async move {

@@ -3,7 +3,7 @@
 //!
 //! - `identity`: a node's key and certificate chain, and what a peer's certificate says.
 //! - `config`: who is believed: a manager under the root that a join token pins, or under the swarm's known root.
-//! - `client`: the requests of an agent (join, session, renew, leave) and of a manager to another.
+//! - `client`: the requests of an agent (join, session, renew, certified, leave) and of a manager to another.
 //! - `stream`: frames over a stream, with bounds and time-outs; the server's side of the handshake.
 //!
 //! Not here: who may do what (the manager's dispatcher) and the making of certificates (the manager's authority).
@@ -15,7 +15,8 @@ mod stream;
 
 pub(crate) use client::LEADER_STEPS;
 pub use client::{
-    ConnectError, Session, Writer, fetch_state, forward, join, leave, open_consensus, open_session, read_index, renew,
+    ConnectError, Session, Writer, certified, fetch_state, forward, join, leave, open_consensus, open_session,
+    read_index, renew,
 };
 pub use config::{PeerError, server_config};
 pub use identity::{Identity, IdentityError, NodeKey, Peer};

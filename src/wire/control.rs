@@ -54,6 +54,11 @@ pub enum Opening {
     Read,
     /// A manager that has no state yet asks for the leader's: a snapshot in frames of at most [`STATE_PIECE_BYTES`].
     State,
+    /// A node has the certificate that it shows here on its disk: it needs none of a former root any more.
+    Certified {
+        /// SHA-256 of the root that issued it.
+        root: [u8; 32],
+    },
 }
 
 /// What a joining host says.
@@ -138,6 +143,8 @@ pub enum Answer {
         /// Its bytes.
         total: u64,
     },
+    /// It is known, and will not be forgotten.
+    Noted,
 }
 
 /// What an admitted host gets.

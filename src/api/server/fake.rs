@@ -199,9 +199,9 @@ impl Fake {
 
     fn settle(&self, state: &mut State) {
         if state.cluster.rotation.is_some() {
-            let (root, expires) = (state.root_digest(), UnixTime(NOW.0 + 1_000_000));
+            let root = state.root_digest();
             for node in state.nodes.keys().copied().collect::<Vec<_>>() {
-                let command = Command::SetCertificateExpiry { node, expires, root };
+                let command = Command::SetCertificateRoot { node, root };
                 state.apply(&Entry { at: NOW, command }).0.unwrap();
             }
             state.apply(&Entry { at: NOW, command: Command::FinishRootRotation }).0.unwrap();

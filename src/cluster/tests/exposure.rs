@@ -64,9 +64,9 @@ fn the_authority_and_the_tokens_that_it_knew_give_way() {
     set_managers(&mut swarm, &[3]);
     assert!(!swarm.state.authority_is_exposed() && swarm.state.cluster.exposure.authority);
     assert!(swarm.refused(replace_authority(9)).contains("being replaced already"));
-    let (root, expires) = (swarm.state.root_digest(), UnixTime(START + 90 * 86_400));
+    let root = swarm.state.root_digest();
     for number in 1..=5 {
-        swarm.ok(Command::SetCertificateExpiry { node: node(number), expires, root });
+        swarm.ok(Command::SetCertificateRoot { node: node(number), root });
     }
     swarm.ok(Command::FinishRootRotation);
     for _ in 0..2 {

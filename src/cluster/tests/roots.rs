@@ -15,6 +15,10 @@ fn rotate(swarm: &Swarm, number: u8) -> Command {
 }
 
 fn renewed(number: u64, root: u8) -> Command {
+    Command::SetCertificateRoot { node: node(number), root: digest(root) }
+}
+
+fn issued(number: u64, root: u8) -> Command {
     let expires = UnixTime(START + 90 * 86_400);
     Command::SetCertificateExpiry { node: node(number), expires, root: digest(root) }
 }
@@ -49,6 +53,8 @@ fn the_former_root_stays_until_all_nodes_have_followed() {
     assert!(swarm.refused(Command::FinishRootRotation).contains("not all nodes"));
     let text = swarm.refused(rotate(&swarm, 9));
     assert!(text.contains("waiting for host1 (") && text.contains("host2 ("), "{text}");
+    swarm.ok(issued(1, 8));
+    assert_eq!(behind(&swarm), [node(1), node(2)], "nobody knows yet whether it has got there");
     swarm.ok(renewed(1, 8));
     // Issued just before the new root came.
     swarm.ok(renewed(2, 3));
@@ -63,7 +69,7 @@ fn the_former_root_stays_until_all_nodes_have_followed() {
     assert!(swarm.state.cluster.version > version, "a root made from the former one is out of sequence");
     assert_eq!(swarm.state.roots(), [&[8; 64][..]]);
     assert!(swarm.refused(Command::FinishRootRotation).contains("not all"));
-    for command in [renewed(1, 3), add_node(4, Role::Worker)] {
+    for command in [issued(1, 3), renewed(1, 3), add_node(4, Role::Worker)] {
         assert!(swarm.refused(command).contains("new root certificate"), "a certificate that nobody believes");
     }
 }

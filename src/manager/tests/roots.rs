@@ -1,8 +1,10 @@
 //! The root certificate is replaced while nodes come and go.
 
+use super::super::{news::Seen, planner};
 use super::*;
-use crate::cluster::NewTokens;
+use crate::cluster::{Entry, NewTokens, ring};
 use crate::crypto;
+use crate::types::Time;
 
 async fn rotate(swarm: &Swarm) {
     let root = Some(swarm.manager.new_root().unwrap());
@@ -16,7 +18,9 @@ async fn rotate(swarm: &Swarm) {
 async fn renew(swarm: &Swarm, identity: &Identity) -> Identity {
     let key = NodeKey::generate().unwrap();
     let chain = tls::renew(swarm.control, identity, key.request().unwrap()).await.unwrap();
-    Identity::new(&key, chain).unwrap().trusting(&identity.trusted())
+    let renewed = Identity::new(&key, chain).unwrap().trusting(&identity.trusted());
+    tls::certified(swarm.control, &renewed).await.unwrap();
+    renewed
 }
 
 fn in_rotation(state: &State) -> bool {
@@ -66,6 +70,51 @@ fn a_new_root_shuts_nobody_out() {
         let digest = swarm.manager.with_state(State::root_digest);
         assert_eq!(digest, crypto::sha256(&[&new]));
         swarm.manager.stop().await;
+    });
+}
+
+/// The answer is lost on its way: the node goes on with what it has, and asks again.
+#[test]
+fn a_certificate_that_does_not_arrive_shuts_nobody_out() {
+    smol::block_on(async {
+        let swarm = Swarm::new(quick()).await;
+        let worker = swarm.join().await;
+        rotate(&swarm).await;
+        renew(&swarm, &swarm.first).await;
+        let request = NodeKey::generate().unwrap().request().unwrap();
+        tls::renew(swarm.control, &worker, request).await.unwrap();
+        let early = swarm.manager.propose(Command::FinishRootRotation).await.unwrap_err().to_string();
+        assert!(early.contains("not all nodes"), "{early}");
+        tls::open_session(swarm.control, &worker, session_request(BootId(random()))).await.unwrap();
+        let renewed = renew(&swarm, &worker).await;
+        swarm.until("the former root is dropped", |state| !in_rotation(state)).await;
+        tls::open_session(swarm.control, &renewed, session_request(BootId(random()))).await.unwrap();
+        swarm.manager.stop().await;
+    });
+}
+
+/// All nodes have renewed, but a manager's part in the consensus may be behind.
+#[test]
+fn a_silent_manager_holds_the_former_root_up() {
+    smol::block_on(async {
+        let swarm = Swarm::new(quick()).await;
+        let mut state = swarm.manager.state().duplicate().unwrap();
+        let (version, spec, at) = (state.cluster.version, state.cluster.spec.clone(), state.at);
+        let root = Some(swarm.manager.new_root().unwrap());
+        swarm.manager.stop().await;
+        let change = Command::UpdateCluster { version, spec, tokens: NewTokens::default(), root };
+        state.apply(&Entry { at, command: change }).0.unwrap();
+        let (node, root) = (swarm.first.peer().node, state.root_digest());
+        state.apply(&Entry { at, command: Command::SetCertificateRoot { node, root } }).0.unwrap();
+        let finishes = |silent: bool| {
+            let seen = |_| Seen::new(&state, true, Some(Duration::ZERO), Duration::from_secs(60));
+            let mut clock = ring::Clock::new(&state, Time::default(), at);
+            let looks = (seen, |_| silent);
+            let commands = planner::plan(&state, &mut clock, (Time::default(), at), looks, &mut planner::SystemDraw);
+            commands.iter().any(|command| matches!(command, Command::FinishRootRotation))
+        };
+        assert!(!finishes(true));
+        assert!(finishes(false));
     });
 }
 

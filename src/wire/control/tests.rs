@@ -60,6 +60,7 @@ fn frames_are_frozen() {
         Opening::Forward,
         Opening::Read,
         Opening::State,
+        Opening::Certified { root: [0xcd; 32] },
     ];
     let frames = [
         openings.iter().map(line).collect::<String>(),
@@ -96,6 +97,7 @@ fn answers(node: NodeId) -> Vec<Answer> {
         Answer::Forwarded { outcome: vec![1, 2] },
         Answer::Index { index: 300 },
         Answer::State { total: 300 },
+        Answer::Noted,
     ]
 }
 
