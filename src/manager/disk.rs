@@ -24,6 +24,8 @@ pub(super) use failing::{backend, step};
 #[cfg(test)]
 pub(super) mod failing {
     use super::{File, FileBackend, Path, StorageBackend};
+    use rand::rngs::StdRng;
+    use rand::{RngExt as _, SeedableRng as _};
     use std::collections::BTreeMap;
     use std::io;
     use std::path::PathBuf;
@@ -35,7 +37,12 @@ pub(super) mod failing {
         /// Steps that still succeed; `None`: all of them.
         left: Option<u64>,
         failed: u64,
+        /// What fails is the power: parts of what was not synced get to the disk, drawn by this seed.
+        torn: Option<u64>,
     }
+
+    /// What a disk writes whole or not at all.
+    const SECTOR_BYTES: usize = 512;
 
     static DISKS: Mutex<BTreeMap<PathBuf, Disk>> = Mutex::new(BTreeMap::new());
 
@@ -45,7 +52,12 @@ pub(super) mod failing {
 
     /// The disk of a store takes so many steps, and then none until it is mended.
     pub(in super::super) fn fail_after(directory: &Path, steps: u64) {
-        with(directory, |disk| *disk = Disk { left: Some(steps), failed: 0 });
+        with(directory, |disk| *disk = Disk { left: Some(steps), ..Disk::default() });
+    }
+
+    /// The power fails after so many steps.
+    pub(in super::super) fn cut_after(directory: &Path, steps: u64, seed: u64) {
+        with(directory, |disk| *disk = Disk { left: Some(steps), failed: 0, torn: Some(seed) });
     }
 
     /// All goes well from now on; gives how many steps failed.
@@ -91,6 +103,33 @@ pub(super) mod failing {
     }
 
     impl Backend {
+        /// One step, or what is left of the writes before it when the power fails.
+        fn step(&self, cache: &mut Cache) -> io::Result<()> {
+            let stepped = step(&self.directory);
+            let torn = with(&self.directory, |disk| disk.torn).filter(|_| stepped.is_err());
+            if let Some(seed) = torn {
+                self.tear(cache, &mut StdRng::seed_from_u64(seed))?;
+            }
+            stepped
+        }
+
+        /// Each sector of what was not synced is on the disk or not.
+        fn tear(&self, cache: &mut Cache, rng: &mut StdRng) -> io::Result<()> {
+            if rng.random_bool(0.5) {
+                self.file.set_len(cache.seen.len() as u64)?;
+            }
+            let length = self.file.len()?;
+            for (offset, data) in std::mem::take(&mut cache.dirty) {
+                for (number, sector) in data.chunks(SECTOR_BYTES).enumerate() {
+                    let offset = offset + (number * SECTOR_BYTES) as u64;
+                    if rng.random_bool(0.5) && offset + sector.len() as u64 <= length {
+                        self.file.write(offset, sector)?;
+                    }
+                }
+            }
+            Ok(())
+        }
+
         fn cache(&self) -> std::sync::MutexGuard<'_, Cache> {
             self.cache.lock().unwrap_or_else(PoisonError::into_inner)
         }
@@ -110,15 +149,19 @@ pub(super) mod failing {
         }
 
         fn set_len(&self, len: u64) -> Result<(), io::Error> {
-            step(&self.directory)?;
-            self.cache().seen.resize(usize::try_from(len).unwrap_or(usize::MAX), 0);
+            let mut cache = self.cache();
+            self.step(&mut cache)?;
+            cache.seen.resize(usize::try_from(len).unwrap_or(usize::MAX), 0);
             Ok(())
         }
 
         fn sync_data(&self) -> Result<(), io::Error> {
             let mut cache = self.cache();
+            if let Err(error) = self.step(&mut cache) {
+                cache.dirty.clear();
+                return Err(error);
+            }
             let dirty = std::mem::take(&mut cache.dirty);
-            step(&self.directory)?;
             self.file.set_len(cache.seen.len() as u64)?;
             for (offset, data) in dirty {
                 self.file.write(offset, &data)?;
@@ -127,8 +170,8 @@ pub(super) mod failing {
         }
 
         fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
-            step(&self.directory)?;
             let mut cache = self.cache();
+            self.step(&mut cache)?;
             let from = usize::try_from(offset).unwrap_or(usize::MAX);
             let place = cache.seen.get_mut(from..).and_then(|seen| seen.get_mut(..data.len()));
             place.ok_or(io::ErrorKind::UnexpectedEof).map_err(io::Error::from)?.copy_from_slice(data);

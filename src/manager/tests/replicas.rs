@@ -280,6 +280,32 @@ fn a_disk_that_fails_at_any_step_costs_nothing_that_was_acknowledged() {
     assert!(step > 50, "only {step} steps");
 }
 
+/// The power fails: of what was not synced each sector is on the disk or not.
+#[test]
+fn a_power_cut_at_any_step_costs_nothing_that_was_acknowledged() {
+    let snapshot = first(1);
+    let (mut step, mut cuts) = (0, 0);
+    loop {
+        let before = cuts;
+        for seed in 0..4 {
+            let mut alone = Alone::new(&snapshot);
+            let retired = *alone.replica.shell.state.ring.phase(EpochPhase::Current).unwrap().master.expose();
+            failing::cut_after(&alone.directory, step, seed);
+            if alone.work().is_err() {
+                cuts += 1;
+                alone.check_disk(&format!("step {step}, seed {seed}"), &retired);
+            }
+            failing::mend(&alone.directory);
+        }
+        if cuts == before {
+            break;
+        }
+        step += 1;
+    }
+    println!("{cuts} power cuts at {step} steps");
+    assert!(cuts > 200, "only {cuts} power cuts");
+}
+
 #[test]
 fn a_disk_that_fails_again_while_the_store_is_replaced_costs_nothing() {
     let snapshot = first(1);
