@@ -2,7 +2,7 @@
 
 use super::manager::CrashPlan;
 use super::node::Node;
-use super::{Planted, Setup, Swarm, admission};
+use super::{Papers, Planted, Setup, Swarm, admission};
 use crate::cluster::{Command, ring};
 use crate::manager::planner;
 use crate::sim::network::Faults;
@@ -227,7 +227,7 @@ impl Chaos {
     fn act(&mut self, swarm: &mut Swarm) {
         let number = swarm.rng.random_range(0..swarm.nodes.len());
         let there = swarm.nodes[number].host.is_some() && !swarm.nodes[number].gone;
-        match swarm.rng.random_range(0..100) {
+        match swarm.rng.random_range(0..106) {
             0..12 if there => self.restart(swarm, number, "restart"),
             12..20 => {
                 if let Some(leader) = swarm.leading_node() {
@@ -249,6 +249,7 @@ impl Chaos {
             84..88 => self.remove_node(swarm, number),
             88..92 => self.join(swarm),
             92..100 if self.jumps && there => self.jump(swarm, number),
+            100..106 => self.change_trust(swarm),
             _ => {}
         }
     }
@@ -358,9 +359,10 @@ impl Chaos {
         self.joined += 1;
         let number = swarm.nodes.len();
         let mut node = Node::new(NodeId::from_random(swarm.random()), number, swarm.now);
-        let managers = swarm.nodes[origin].manager.as_ref().map(|manager| manager.state().manager_views());
-        node.known = managers.unwrap_or_default().into_iter().map(|manager| manager.address).collect();
-        let command = admission(&node, number, Role::Worker, swarm.state().root_digest());
+        let Some(manager) = &swarm.nodes[origin].manager else { return };
+        node.known = manager.state().manager_views().into_iter().map(|manager| manager.address).collect();
+        node.papers = Papers::issued(manager.state());
+        let command = admission(&node, number, Role::Worker, manager.state().root_digest());
         swarm.nodes.push(node);
         self.count("node joined");
         let op = swarm.ask(origin, command);
@@ -369,6 +371,14 @@ impl Chaos {
         match swarm.clients.ends.get(&op) {
             Some(Ok(_)) => swarm.boot(number),
             _ => swarm.nodes[number].gone = true,
+        }
+    }
+
+    fn change_trust(&mut self, swarm: &mut Swarm) {
+        let Some(origin) = self.manager(swarm) else { return };
+        if let Some((what, command)) = swarm.change_trust(origin) {
+            self.count(what);
+            swarm.ask(origin, command);
         }
     }
 
@@ -398,6 +408,7 @@ impl Chaos {
             ("terms with a leader", swarm.ledger.terms() as u64),
             ("rotations by timer", rotations.by_timer),
             ("rotations by request", rotations.by_request),
+            ("leaders amid a rotation", rotations.led_amid),
             ("log entries", swarm.state().index),
         ];
         self.done.extend(counts);

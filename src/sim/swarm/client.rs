@@ -8,6 +8,7 @@
 
 use super::ledger::REGISTER;
 use super::manager::Proposer;
+use super::trust::Paper;
 use super::{START, Swarm};
 use crate::cluster::{Command, Refusal, Reply};
 use crate::manager::handle::ManagerError;
@@ -60,6 +61,8 @@ pub(super) struct Clients {
     shown: BTreeMap<NodeId, u64>,
     /// Ends of operations that somebody waits for.
     pub(super) ends: BTreeMap<u64, End>,
+    /// What nodes wait for: who, in which life.
+    pub(super) papers: BTreeMap<u64, (usize, u64, Paper)>,
     pub(super) acknowledged: u64,
     pub(super) reads: u64,
     pub(super) refused: u64,
@@ -73,9 +76,21 @@ pub(super) enum Rpc {
     /// A new manager asks for the state to begin with.
     State,
     StateIs(Box<Snapshot>),
+    /// A node asks for a new certificate.
+    Renew,
+    /// The one on its disk stands under these roots.
+    Certified(Vec<Vec<u8>>),
+    /// The answer to either.
+    Paper(Paper),
 }
 
 impl Clients {
+    /// How many operations there have been.
+    #[cfg(test)]
+    pub(super) fn asked(&self) -> u64 {
+        self.next
+    }
+
     /// Nobody waits for an answer.
     pub(super) fn are_idle(&self) -> bool {
         self.ops.is_empty()
@@ -190,6 +205,17 @@ impl Swarm {
         if let Rpc::StateIs(snapshot) = rpc {
             return self.become_manager(to, *snapshot);
         }
+        if let Rpc::Paper(paper) = rpc {
+            return self.keep_paper(to, paper);
+        }
+        if !self.lets_in(from, to, &rpc) {
+            return;
+        }
+        match rpc {
+            Rpc::Renew => return self.hear_of_papers(to, from, None),
+            Rpc::Certified(under) => return self.hear_of_papers(to, from, Some(under)),
+            _ => {}
+        }
         let certificate = certificate(self, from);
         let (now, wall) = (self.local(to), self.wall(to));
         let Some(manager) = self.nodes[to].manager.as_mut() else { return };
@@ -209,7 +235,7 @@ impl Swarm {
                     _ => {}
                 }
             }
-            Rpc::State | Rpc::StateIs(_) | Rpc::Answer(..) => {}
+            Rpc::State | Rpc::StateIs(_) | Rpc::Answer(..) | Rpc::Renew | Rpc::Certified(_) | Rpc::Paper(_) => {}
         }
         self.turn_manager(to);
     }
@@ -274,6 +300,7 @@ impl Swarm {
         }
         self.oracle.note(self.now, format!("{} {:?}", at.id, end.as_ref().map(|(_, index)| *index).ok()).as_bytes());
         self.clients.ends.insert(at.id, end);
+        self.answer_papers(at.id, at.origin);
     }
 
     fn check_write(&mut self, op: &Op, id: u64, node: NodeId, (expected, version): (u64, u64)) -> Result<(), String> {

@@ -70,6 +70,13 @@ fn alone(swarm: &mut Swarm, time: Duration) {
     if pairs.is_empty() {
         fail(swarm, "no tasks on two workers");
     }
+    let runs = |swarm: &Swarm| {
+        let hosts = swarm.nodes.iter().skip(MANAGERS).map(|node| (node.boot, node.host.as_ref()));
+        let there =
+            hosts.map(|(boot, host)| (boot, host.map(|host| host.containers.keys().copied().collect::<Vec<_>>())));
+        there.collect::<Vec<_>>()
+    };
+    let tasks = runs(swarm);
     let (step, mut sent) = (time / 2000, Vec::new());
     for _ in 0..2000 {
         sent.extend(pairs.iter().map(|(from, to)| swarm.send_packet(from, to, false)));
@@ -79,6 +86,9 @@ fn alone(swarm: &mut Swarm, time: Duration) {
     let lost = sent.iter().filter(|number| !arrived(number)).count();
     if lost > 0 {
         fail(swarm, &format!("{lost} of {} packets between nodes without managers are lost", sent.len()));
+    }
+    if runs(swarm) != tasks {
+        fail(swarm, "tasks of nodes without managers have changed");
     }
     (0..MANAGERS).for_each(|number| swarm.boot(number));
     expect(swarm, "all back", 2 * MINUTE, Swarm::is_settled);

@@ -3,12 +3,14 @@
 
 use super::Planted;
 use super::manager::{Manager, Proposer, Said};
+use super::trust;
 use crate::cluster::{Command, NewRoot, NewTokens, State, ring};
 use crate::manager::handle::ManagerError;
 use crate::manager::news::{self, Seen, Speaker};
 use crate::manager::planner::{self, Draw};
 use crate::manager::push;
 use crate::manager::replica::Verdict;
+use crate::raft::Member;
 use crate::types::{BootId, EpochPhase, Key32, Machine, NodeAddresses, NodeId, Queues, TaskId, Time, UnixTime};
 use crate::wire::control::FromAgent;
 use rand::rngs::StdRng;
@@ -40,6 +42,8 @@ struct Session {
     /// The state has changed since the last push.
     dirty: bool,
     heard: Time,
+    /// Those that were believed when the node's certificate was looked at.
+    roots: Vec<Vec<u8>>,
 }
 
 /// One lead.
@@ -167,6 +171,7 @@ impl Manager {
             pushed_at: None,
             dirty: false,
             heard: now,
+            roots: trust::roots(&self.replica.shell.state),
         };
         said.closed.extend(leading.sessions.insert(node, open).map(|replaced| (node, replaced.id)));
         let (software, machine) = ("sim".into(), Machine::default());
@@ -243,7 +248,8 @@ impl Manager {
             let open = sessions.get(&node).is_some_and(|session| session.open);
             Seen::new(state, open, heard.get(&node).map(|last| now.since(*last)), now.since(since))
         };
-        let looks = (seen, |_| false);
+        let silent = &self.replica.shell.silent;
+        let looks = (seen, |seat| silent.contains(&Member(seat)));
         let mut commands = planner::plan(state, &mut leading.clock, (now, wall), looks, &mut Drawn(&mut self.rng));
         if leading.planted == Planted::SkipAcknowledgement {
             commands.extend(hasty_activation(state, &mut leading.clock, now));
@@ -259,6 +265,12 @@ impl Manager {
     pub(super) fn push_all(&mut self, now: Time, said: &mut Said) {
         let Some(leading) = &mut self.leading else { return };
         let state = &self.replica.shell.state;
+        // One of a root that is not believed any more would still count on its connection.
+        leading.sessions.retain(|node, session| {
+            let outdated = session.dirty && session.roots.iter().any(|root| !state.roots().contains(&root.as_slice()));
+            said.closed.extend(outdated.then_some((*node, session.id)));
+            !outdated
+        });
         for (node, session) in &mut leading.sessions {
             let due = session.dirty && session.open && session.pushed_at.is_none_or(|at| at + PUSH_GAP <= now);
             if !due || !state.nodes.contains_key(node) {
@@ -297,8 +309,7 @@ impl Draw for Drawn<'_> {
         Key32::new(super::random(self.0))
     }
 
-    /// There are no certificates here.
     fn authority(&mut self, _: &State) -> Option<(NewTokens, NewRoot)> {
-        None
+        Some((NewTokens::default(), trust::new_root(self.0)))
     }
 }

@@ -249,8 +249,13 @@ impl Swarm {
         let (target, node) = (self.nodes[number].link.target, self.nodes[number].id);
         let (now, wall) = (self.local(target), self.wall(target));
         let addresses = self.nodes[number].addresses;
+        let believed = self.nodes[target]
+            .manager
+            .as_ref()
+            .is_some_and(|manager| self.nodes[number].papers.are_good_for(manager.state()));
         let Some(manager) = &mut self.nodes[target].manager else { return };
         match up {
+            Up::Open(_) if !believed => self.send_down(number, session, Down::Refused),
             Up::Open(_) if manager.leading.is_none() => {
                 let leader = manager.leader_address();
                 self.send_down(number, session, Down::NotLeader(leader));

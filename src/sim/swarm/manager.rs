@@ -10,7 +10,7 @@ use crate::manager::replica::{Replica, Shell, Verdict};
 use crate::raft::{Entry, HardState, Lead, Member, Membership, Message, Raft, Save, Settings, Snapshot, Timing};
 use crate::types::{NodeId, Time, UnixTime};
 use rand::rngs::StdRng;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 /// What survives a crash.
@@ -20,13 +20,15 @@ pub(super) struct Disk {
     hard: HardState,
     snapshot: Snapshot,
     entries: Vec<Entry>,
+    /// What the files are locked with.
+    pub(super) lock: Lock,
 }
 
 impl Disk {
     /// A manager's first disk.
-    pub(super) fn new(member: Member, snapshot: Snapshot) -> Disk {
+    pub(super) fn new(member: Member, snapshot: Snapshot, state: &State) -> Disk {
         let hard = HardState { term: snapshot.position.term, vote: None };
-        Disk { member, hard, snapshot, entries: Vec::new() }
+        Disk { member, hard, snapshot, entries: Vec::new(), lock: state.cluster.lock.clone() }
     }
 
     fn keep(&mut self, save: &Save) {
@@ -71,17 +73,17 @@ pub(super) struct Ends {
     read: Vec<(OpRef, Option<u64>)>,
     removed: Vec<NodeId>,
     leads: Vec<(Lead, bool)>,
+    /// Voters that this manager, if it leads, has not heard for a while.
+    pub(super) silent: BTreeSet<Member>,
     changed: bool,
     addresses: BTreeMap<Member, SocketAddr>,
     /// Those that spoke to it: they have to be answered, whatever its log says of the members.
     met: BTreeMap<Member, SocketAddr>,
 }
 
-impl Shell for Ends {
-    type Proposer = Proposer;
-    type Reader = OpRef;
-
-    fn save(&mut self, save: &Save) -> Result<(), ManagerError> {
+impl Ends {
+    /// Writes to the disk, unless the process dies over it.
+    fn write(&mut self, change: impl FnOnce(&mut Disk)) -> Result<(), ManagerError> {
         let crash = match &mut self.crash {
             Some(CrashPlan { saves: 0, kept }) => Some(*kept),
             Some(plan) => {
@@ -91,23 +93,32 @@ impl Shell for Ends {
             None => None,
         };
         if crash != Some(false) {
-            self.disk.keep(save);
+            change(&mut self.disk);
         }
+        match crash {
+            None => Ok(()),
+            Some(_) => Err(ManagerError::Unavailable("the process died".into())),
+        }
+    }
+}
+
+impl Shell for Ends {
+    type Proposer = Proposer;
+    type Reader = OpRef;
+
+    fn save(&mut self, save: &Save) -> Result<(), ManagerError> {
+        let written = self.write(|disk| disk.keep(save));
         if save.snapshot.as_ref().is_some_and(|snapshot| snapshot.position.index > self.state.index) {
             // The leader's: what the log held may never have been committed.
             self.journal.clear();
         }
         self.journal.retain(|index, _| *index <= save.after);
         self.journal.extend(save.entries.iter().map(|entry| (entry.position.index, entry.clone())));
-        match crash {
-            None => Ok(()),
-            Some(_) => Err(ManagerError::Unavailable("the process died".into())),
-        }
+        written
     }
 
-    /// Nothing is locked here.
-    fn follow_lock(&mut self, _: &Lock) -> Result<(), ManagerError> {
-        Ok(())
+    fn follow_lock(&mut self, lock: &Lock) -> Result<(), ManagerError> {
+        if lock.since <= self.disk.lock.since { Ok(()) } else { self.write(|disk| disk.lock = lock.clone()) }
     }
 
     fn send(&mut self, to: Member, message: Message) {
@@ -144,6 +155,10 @@ impl Shell for Ends {
 
     fn notify(&mut self) {
         self.changed = true;
+    }
+
+    fn silent(&mut self, voters: BTreeSet<Member>) {
+        self.silent = voters;
     }
 }
 
@@ -205,6 +220,7 @@ impl Manager {
             read: Vec::new(),
             removed: Vec::new(),
             leads: Vec::new(),
+            silent: BTreeSet::new(),
             changed: false,
             addresses: BTreeMap::new(),
             met: BTreeMap::new(),

@@ -6,6 +6,7 @@
 //!                        |  leading   plans, sessions, records and pushes of the one that leads
 //!                        +- client    users: commands and reads through any manager
 //!                        +- link      a session per node: ordered, breakable, finds the leader
+//!                        +- trust     certificates' roots and the managers' locks, as operators change them
 //!                        +- host      agent::core (keys, gossip), TaskTable, data plane's tables, containers
 //!                        +- oracle    what must hold at every step: packets, nonces, addresses
 //!                           ledger    one leader a term, one log;  rotation: the key life by the world's clock
@@ -18,13 +19,16 @@
 //!
 //! - The production's machines as they are: consensus and replica, state, planner, book of records, pushes; the agent's
 //!   core, task table, search for a manager, gossip and keys; the data plane's tables with real ESP. Not its shells:
-//!   TLS, files, threads and the API are stood in for by what they promise (a stream is in order or breaks).
+//!   TLS, files, threads and the API are stood in for by what they promise (a stream is in order or breaks; who knows a
+//!   root believes what stands under it; what is locked opens with its key).
 //! - The underlay, for consensus, gossip and ESP alike: loss, delay and so reordering, duplication, partitions, cuts of
 //!   one direction. Sessions and calls between managers break, seen or unseen by the other end.
 //! - Processes that die at any moment, and managers at any write: what was being written is there or not, all of it, as
 //!   the store promises, and nothing that follows from it has left the process.
 //! - Clocks, in a quarter of the runs: a node's monotonic clock leaps ahead, its wall clock is set by up to two days.
 //! - Leaders killed, cut off, asked to hand over; nodes that join, are promoted, demoted, removed.
+//! - New root certificates, by users' wish and after each demotion, with answers that get lost; autolock on, off, with
+//!   another key, shown to an operator or not.
 //!
 //! # What must hold
 //!
@@ -37,6 +41,7 @@
 //! | on a path that was well for a while no packet is turned away; none reaches whom it is not for | `traffic` |
 //! | a due rotation happens at once when all are ready, once, not before its time, not without those it waits for | `rotation` |
 //! | a retired master is nowhere in the state; keys only where a task is; nothing of a removed node is in use | `oracle`, `traffic` |
+//! | a new root shuts no node out, no lock needs a key that nobody was shown | `trust`, `chaos` |
 //! | after the last fault all is in its place within a minute, and every two containers reach each other | `chaos` |
 
 mod chaos;
@@ -54,6 +59,7 @@ mod run;
 #[cfg(test)]
 mod tests;
 mod traffic;
+mod trust;
 
 pub use chaos::{Options, Report, run};
 pub use day::day;
@@ -81,6 +87,7 @@ use rand::{Rng, RngExt, SeedableRng};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
+use trust::{EXPIRES, Papers, Shown};
 use zeroize::Zeroizing;
 
 const CONTROL_PORT: u16 = 2377;
@@ -156,6 +163,8 @@ struct Swarm {
     parted: bool,
     /// A copy of some datagrams goes to a thief.
     thieves: bool,
+    /// What operators know.
+    shown: Shown,
     idle_turns: u32,
     audit_at: Time,
     /// Who has a task on which network, and when who left.
@@ -203,6 +212,7 @@ impl Swarm {
             hasty: false,
             parted: false,
             thieves: true,
+            shown: Shown::default(),
             idle_turns: 0,
             audit_at: now,
             members: BTreeSet::new(),
@@ -228,7 +238,7 @@ impl Swarm {
         for node in &mut self.nodes {
             node.known = snapshot.membership.peers.values().map(|peer| peer.address).collect();
             let seat = snapshot.membership.member_on(node.id);
-            node.disk = seat.map(|member| Disk::new(member, snapshot.clone()));
+            node.disk = seat.map(|member| Disk::new(member, snapshot.clone(), &self.ledger.truth));
         }
     }
 
@@ -362,6 +372,7 @@ impl Swarm {
             && self.are_in_touch()
             && there.clone().all(|node| state.nodes.get(&node.id).is_some_and(|it| it.state == NodeState::Ready))
             && self.managers_agree()
+            && self.root_is_replaced()
     }
 
     /// Each node that is there has a session that works.
@@ -379,7 +390,8 @@ impl Swarm {
                 (None, None) => true,
                 (Some(manager), Some(seat)) => {
                     let voter = manager.replica.raft.membership().is_voter(seat);
-                    manager.member() == seat && voter && manager.state().index == state.index
+                    let locked = manager.replica.shell.disk.lock == state.cluster.lock;
+                    manager.member() == seat && voter && locked && manager.state().index == state.index
                 }
                 _ => node.host.is_none(),
             }
@@ -418,7 +430,8 @@ fn first_state(rng: &mut StdRng, setup: &Setup, now: Time) -> (State, Vec<Node>)
     let mut state = State::init(&Entry { at, command }).expect("a first entry");
     let mut nodes = Vec::new();
     for number in 0..setup.nodes {
-        let node = Node::new(NodeId::from_random(random(rng)), number, now);
+        let mut node = Node::new(NodeId::from_random(random(rng)), number, now);
+        node.papers = Papers::issued(&state);
         let role = if number < setup.managers { Role::Manager } else { Role::Worker };
         let (added, _) = state.apply(&Entry { at, command: admission(&node, number, role, state.root_digest()) });
         added.expect("a new node");
@@ -436,7 +449,7 @@ fn admission(node: &Node, number: usize, role: Role, root: [u8; 32]) -> Command 
         software: "sim".into(),
         addresses: node.addresses,
         availability: Availability::Active,
-        certificate_expires: UnixTime(START + 90 * 86_400),
+        certificate_expires: EXPIRES,
         root,
     }
 }

@@ -4,7 +4,8 @@ use super::client::Rpc;
 use super::link::Link;
 use super::{
     BootId, CONTROL_PORT, DATA_PORT, Disk, Duration, GOSSIP_PORT, Host, KeysConfig, Manager, NodeAddresses, NodeId,
-    Rng, RngExt, START, SeedableRng, Snapshot, SocketAddr, State, StdRng, Swarm, Time, UnixTime, members, queues_of,
+    Papers, Rng, RngExt, START, SeedableRng, Snapshot, SocketAddr, State, StdRng, Swarm, Time, UnixTime, members,
+    queues_of,
 };
 use std::net::IpAddr;
 
@@ -34,6 +35,8 @@ pub(super) struct Node {
     /// How far its wall clock is off.
     pub(super) wall_off_secs: i64,
     pub(super) link: Link,
+    /// Its certificate, and the roots that it believes.
+    pub(super) papers: Papers,
     /// Since when nothing bad has happened to its underlay or its process.
     pub(super) steady_since: Time,
     /// The managers removed it.
@@ -62,6 +65,7 @@ impl Node {
             ahead: Duration::ZERO,
             wall_off_secs: 0,
             link: Link::new(now),
+            papers: Papers::default(),
             steady_since: now,
             gone: false,
             gone_at: None,
@@ -94,6 +98,7 @@ impl Swarm {
     /// Starts a node's process.
     pub(super) fn boot(&mut self, number: usize) {
         self.nodes[number].life += 1;
+        self.unlock(number);
         self.begin_boot(number);
         let rng = StdRng::seed_from_u64(self.rng.next_u64());
         let (now, planted) = (self.local(number), self.planted);
@@ -123,6 +128,7 @@ impl Swarm {
         let seen = self.rng.random_bool(0.5);
         self.nodes[number].life += 1;
         self.nodes[number].host = None;
+        self.nodes[number].papers.forget();
         if let Some(manager) = self.nodes[number].manager.take() {
             self.nodes[number].disk = Some(manager.replica.shell.disk);
             self.break_links_to(number, seen);
@@ -179,6 +185,7 @@ impl Swarm {
         for number in 0..self.nodes.len() {
             if self.nodes[number].role_at.is_some_and(|at| at <= self.now) {
                 self.follow_role(number);
+                self.follow_roots(number);
             }
         }
     }
@@ -226,7 +233,7 @@ impl Swarm {
         let Some(member) = members::seat_of(&state, node.id).filter(|_| listed && node.manager.is_none()) else {
             return;
         };
-        node.manager = Some(Manager::start(Disk::new(member, snapshot), rng, planted, now));
+        node.manager = Some(Manager::start(Disk::new(member, snapshot, &state), rng, planted, now));
         self.turn_manager(number);
     }
 }

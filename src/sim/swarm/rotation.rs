@@ -38,6 +38,8 @@ pub(super) struct Rotations {
     /// Activations by timer, and by request.
     pub(super) by_timer: u64,
     pub(super) by_request: u64,
+    /// Leaders that began while a rotation was due.
+    pub(super) led_amid: u64,
 }
 
 fn current(state: &State) -> Option<Epoch> {
@@ -63,6 +65,7 @@ impl Rotations {
             lenient: false,
             by_timer: 0,
             by_request: 0,
+            led_amid: 0,
         }
     }
 
@@ -121,6 +124,13 @@ impl Rotations {
             return Err(format!("epoch {active:?} is active, for which {late:?} were not ready"));
         }
         Ok(())
+    }
+
+    /// A manager begins to lead.
+    pub(super) fn note_leader(&mut self, state: &State, now: Time) {
+        let interval = Duration::from_secs(state.cluster.spec.key_rotation_secs.into());
+        let due = self.requested_at.is_some() || now >= self.activated_at + interval;
+        self.led_amid += u64::from(due);
     }
 
     /// Looks whether a rotation is overdue; `steady_since`: since when one leader has led undisturbed.

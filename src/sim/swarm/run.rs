@@ -42,7 +42,7 @@ impl Swarm {
         let of_node = |node: &Node| {
             let host = node.host.as_ref().and_then(|host| host.next_time).map(|at| node.global(at));
             let manager = node.manager.as_ref().map(|manager| node.global(manager.next_time()));
-            host.into_iter().chain(manager).chain(node.role_at).min()
+            host.into_iter().chain(manager).chain(node.role_at).chain(node.papers.next_time()).min()
         };
         let nodes = self.nodes.iter().filter_map(of_node);
         let work = self.work.first_key_value().map(|((at, _), _)| *at);
@@ -70,6 +70,7 @@ impl Swarm {
         self.turn_work();
         self.turn_hosts();
         self.turn_roles();
+        self.turn_renewals();
         self.turn_traffic();
         self.audit();
         true
@@ -184,6 +185,9 @@ impl Swarm {
         let newest = self.nodes.iter().enumerate().filter_map(lead).max();
         let same = |leader: &Leader| newest == Some((leader.term, leader.number));
         let fresh = newest.map(|(term, number)| Leader { number, term, since: self.now });
+        if fresh.is_some() && self.leader.filter(same).is_none() {
+            self.ledger.rotations.note_leader(&self.ledger.truth, self.now);
+        }
         self.leader = self.leader.filter(same).or(fresh);
     }
 
@@ -205,10 +209,11 @@ impl Swarm {
         let Some(sender) = self.nodes.iter().position(|node| node.addresses.control.ip() == from) else { return };
         let (certificate, address) = (certificate(self, sender), self.nodes[sender].addresses.control);
         let now = self.local(number);
+        let strangers = !self.managers_believe(sender, number);
         let Some(manager) = self.nodes[number].manager.as_mut().filter(|manager| manager.member() == to) else {
             return;
         };
-        if peers::judge_seat(manager.state(), Some(certificate), seat).is_err() {
+        if strangers || peers::judge_seat(manager.state(), Some(certificate), seat).is_err() {
             return;
         }
         if let Err(error) = manager.step((seat, address), message, now) {

@@ -1,5 +1,7 @@
 //! The scenarios, and many seeds of chaos.
 
+mod managers;
+
 use super::*;
 use crate::cluster::ring;
 use std::time::Duration;
