@@ -60,6 +60,7 @@
 //! | [`esp`] | key schedule, SAs, replay windows, the SA database | pure |
 //! | [`offload`] | super-packets: cutting, joining, checksums, the vnet header | pure |
 //! | [`overlay`] | who owns which address; what may pass | pure |
+//! | [`path`] | how long a packet the way to each peer carries | pure |
 //! | [`gossip`] | membership, and signed records spread without a manager | pure |
 //! | [`keys`] | a node's side of the key life: which SAs exist, which epoch a pair sends with | pure |
 //! | [`cluster`] | the replicated state: commands, addresses, scheduling, the key ring | pure |
@@ -72,6 +73,7 @@
 //! | [`agent`] | the node: membership, session, one loop around keys, gossip and tasks | shell |
 //! | [`api`] | the Docker Engine API on a unix socket, and its client | shell |
 //! | [`daemon`] | options; the start and the stop of everything | shell |
+//! | [`doctor`] | judges what `formic doctor` found on the machine and at the peers | shell |
 //! | [`cli`] | one file per noun; talks to `api`'s client only | shell |
 //! | [`sim`] | virtual time and network, whole swarms in one process | tests |
 //!
@@ -151,6 +153,7 @@ pub mod cluster;
 pub mod crypto;
 pub mod daemon;
 pub mod dataplane;
+pub mod doctor;
 pub mod esp;
 pub mod gossip;
 pub mod helper;
@@ -158,6 +161,7 @@ pub mod keys;
 pub mod manager;
 pub mod offload;
 pub mod overlay;
+pub mod path;
 pub mod raft;
 pub mod sim;
 pub mod sys;

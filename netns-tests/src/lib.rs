@@ -2,6 +2,7 @@
 //! client, by the API's socket. What is asserted is what a user, or an attacker on the underlay, can see.
 //!
 //! - [`Topology`]: hosts on one bridge, made for one test and gone with it.
+//! - [`routed`]: hosts around a router, with ways that carry less than their ends.
 //! - [`Host`]: one of them: commands, its daemon, its API.
 //! - [`Swarm`]: a topology whose daemons are in one swarm; networks, services, tasks.
 //! - [`Guest`]: a machine of its own, with another kernel.
@@ -23,6 +24,7 @@ pub mod host;
 pub mod managers;
 pub mod memory;
 pub mod process;
+pub mod routed;
 pub mod swarm;
 pub mod topology;
 pub mod traffic;

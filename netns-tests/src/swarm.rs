@@ -22,6 +22,8 @@ pub struct Swarm {
     /// Its hosts.
     pub net: Topology,
     asked: Cell<usize>,
+    /// The hosts advertise their IPv6 addresses.
+    over_ipv6: bool,
 }
 
 /// A task as the managers show it.
@@ -73,7 +75,7 @@ impl Swarm {
         let first = net.host(0);
         let address = first.address().to_string();
         first.formic(&[&["swarm", "init", "--advertise-addr", &address], FAST].concat()).ok();
-        let swarm = Swarm { net, asked: Cell::new(0) };
+        let swarm = Swarm { net, asked: Cell::new(0), over_ipv6: false };
         let token = text(&swarm.manager().get("/swarm")["JoinTokens"]["Manager"]);
         for index in 1..usize::from(managers) {
             let join = ["swarm", "join", "--token", "-", &swarm.remote()];
@@ -128,10 +130,22 @@ impl Swarm {
 
     /// A swarm of the first `count` hosts; the daemons already run.
     pub fn of_first(net: Topology, count: usize, init: &[&str]) -> Swarm {
-        let manager = net.host(0);
-        let address = manager.address().to_string();
-        manager.formic(&[&["swarm", "init", "--advertise-addr", &address], init].concat()).ok();
-        let swarm = Swarm { net, asked: Cell::new(0) };
+        Swarm::of_first_over(net, count, init, false)
+    }
+
+    /// A swarm of hosts around a router ([`crate::routed`]), by the addresses of one family.
+    pub fn start_routed(net: Topology, over_ipv6: bool) -> Swarm {
+        for host in &net.hosts {
+            host.start_daemon(&[]);
+        }
+        let count = net.hosts.len();
+        Swarm::of_first_over(net, count, FAST, over_ipv6)
+    }
+
+    fn of_first_over(net: Topology, count: usize, init: &[&str], over_ipv6: bool) -> Swarm {
+        let swarm = Swarm { net, asked: Cell::new(0), over_ipv6 };
+        let address = swarm.underlay_address(0).to_string();
+        swarm.manager().formic(&[&["swarm", "init", "--advertise-addr", &address], init].concat()).ok();
         for index in 1..count {
             swarm.join(index);
         }
@@ -161,7 +175,13 @@ impl Swarm {
 
     /// Where to join.
     pub fn remote(&self) -> String {
-        format!("{}:2377", self.manager().address())
+        std::net::SocketAddr::new(self.underlay_address(self.asked.get()), 2377).to_string()
+    }
+
+    /// What a host advertises.
+    pub fn underlay_address(&self, index: usize) -> IpAddr {
+        let host = self.host(index);
+        if self.over_ipv6 { crate::routed::ipv6(host) } else { host.address().into() }
     }
 
     /// Joins a host as a worker; the token goes by standard input.

@@ -59,6 +59,15 @@ impl Topology {
         topology
     }
 
+    /// Makes `count` hosts without cables.
+    pub(crate) fn unconnected(count: u8) -> Topology {
+        let mut topology = Topology::empty();
+        for index in 0..count {
+            topology.add_host(index);
+        }
+        topology
+    }
+
     fn empty() -> Topology {
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
             .unwrap_or_else(|error| panic!("no new namespaces ({error}): run as root, or by scripts/test"));

@@ -24,25 +24,33 @@ pub(super) fn parse(text: &str, default_port: u16) -> Result<SocketAddr, NodeErr
     })
 }
 
-/// The first IPv4 address of an interface.
+/// The first address of an interface: IPv4 if it has one.
 fn interface_address(name: &str) -> Option<IpAddr> {
-    addresses().find(|(interface, _)| interface == name).map(|(_, address)| address)
+    let of_interface = addresses().filter(|(interface, _)| interface == name).map(|(_, address)| address);
+    of_interface.min_by_key(IpAddr::is_ipv6)
 }
 
-/// All IPv4 addresses of interfaces that are up, with their interface.
+/// All addresses of interfaces that are up, with their interface, but for those that mean nothing on another link.
 fn addresses() -> impl Iterator<Item = (String, IpAddr)> {
     getifaddrs().into_iter().flatten().filter(|entry| entry.flags.contains(InterfaceFlags::IFF_UP)).filter_map(
         |entry| {
-            let address = entry.address.as_ref()?.as_sockaddr_in()?.ip();
-            Some((entry.interface_name, IpAddr::V4(address)))
+            let address = entry.address.as_ref()?;
+            let ipv4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+            let ipv6 = || address.as_sockaddr_in6().map(|address| address.ip());
+            let ipv6 = || ipv6().filter(|address| !address.is_unicast_link_local()).map(IpAddr::V6);
+            Some((entry.interface_name.clone(), ipv4.or_else(ipv6)?))
         },
     )
 }
 
-/// The address to advertise when none was given: the only one this host has beside loopback.
+/// The address to advertise when none was given: the only IPv4 one this host has beside loopback, or without any, the
+/// only IPv6 one.
 pub(super) fn only_address() -> Result<IpAddr, NodeError> {
     let mut found: Vec<IpAddr> =
         addresses().map(|(_, address)| address).filter(|address| !address.is_loopback()).collect();
+    if found.iter().any(IpAddr::is_ipv4) {
+        found.retain(IpAddr::is_ipv4);
+    }
     found.dedup();
     match found.as_slice() {
         [address] => Ok(*address),

@@ -361,12 +361,6 @@ impl Node {
         data_path: &str,
         data_port: u16,
     ) -> Result<Addresses, NodeError> {
-        if advertise.is_ipv6() {
-            return Err(NodeError::Invalid(format!(
-                "cannot advertise {}: IPv6 between hosts is not supported yet",
-                advertise.ip()
-            )));
-        }
         let data_ip = if data_path.is_empty() { advertise.ip() } else { address::parse(data_path, data_port)?.ip() };
         for ip in [advertise.ip(), data_ip] {
             if !address::is_local(ip) {
@@ -375,9 +369,13 @@ impl Node {
                 )));
             }
         }
-        let listen = match listen {
-            "" => SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), CONTROL_PORT),
-            text => address::parse(text, CONTROL_PORT)?,
+        let any = SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), CONTROL_PORT);
+        let listen = if listen.is_empty() { any } else { address::parse(listen, CONTROL_PORT)? };
+        // Clients name 0.0.0.0 when nobody asked them for anything: every address of this host, of both families.
+        let listen = if advertise.is_ipv6() && listen.ip() == any.ip() {
+            SocketAddr::new(std::net::Ipv6Addr::UNSPECIFIED.into(), listen.port())
+        } else {
+            listen
         };
         let node = NodeAddresses {
             control: SocketAddr::new(

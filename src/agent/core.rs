@@ -8,12 +8,14 @@
 //! sealed for. And [`Core::settle`] goes on until no machine wants anything, since each may set the others going.
 
 use super::push::Push;
-use crate::dataplane::{DataCommand, DataEvent, SaRefusal};
+use crate::dataplane::{DataCommand, DataEvent, MAX_INNER_BYTES, SaRefusal};
 use crate::esp::Direction;
 use crate::gossip::{EpochKeys, Gossip, GossipConfig, GossipEvent, Timing};
 use crate::keys::{KeyEvent, KeysConfig, NodeKeys};
+use crate::path::{Bounds, PathEvent, PathMtus};
 use crate::types::{Epoch, Fork, Key32, NetworkId, NetworkName, NodeId, TaskAssignment, TaskId, Time};
 use crate::wire::control::{FromAgent, NetworkView, SwarmView};
+use crate::wire::esp::{ControlMessage, inner_mtu_bytes};
 use crate::wire::record::{
     EndpointRecord, NodeRecord, RecordBody, RecordKey, SignedRecord, TrustBundle, VerifiedRecord,
 };
@@ -22,11 +24,20 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Records handed to gossip at once; each causes two events at most.
 const RECORDS_AT_ONCE: usize = crate::gossip::EVENTS_MAX / 4;
 
+/// The underlay's MTU when its interface does not tell.
+pub(crate) const DEFAULT_UNDERLAY_MTU_BYTES: u32 = 1500;
+
+/// The least that an underlay has to carry: what IPv6 demands of every link (RFC 8200, section 5).
+const LEAST_UNDERLAY_MTU_BYTES: usize = 1280;
+
 /// The machines of one boot of a node, and what they were told.
 pub(crate) struct Core {
     config: KeysConfig,
     pub(crate) keys: NodeKeys,
     pub(crate) gossip: Gossip,
+    pub(crate) paths: PathMtus,
+    /// The MTU of this host's own interface.
+    underlay_mtu_bytes: u32,
     pub(crate) swarm: Option<SwarmView>,
     gone: BTreeSet<NodeId>,
     pub(crate) networks: BTreeMap<NetworkId, NetworkView>,
@@ -55,6 +66,8 @@ impl Core {
             config,
             keys: NodeKeys::new(config),
             gossip: Gossip::new(gossip, now, seed),
+            paths: PathMtus::default(),
+            underlay_mtu_bytes: DEFAULT_UNDERLAY_MTU_BYTES,
             swarm: None,
             gone: BTreeSet::new(),
             networks: BTreeMap::new(),
@@ -98,7 +111,7 @@ impl Core {
         if let Some(ring) = ring {
             self.keys.handle_ring(ring, draw, now);
         }
-        self.hand_over_key_events();
+        self.hand_over_key_events(now);
         self.insert_records(&records, now);
         // Records may have come by gossip before the keys that open them.
         let keys_are_new = self.keys.epochs().iter().any(|(epoch, _)| !held.contains(epoch));
@@ -181,7 +194,13 @@ impl Core {
     pub(crate) fn handle_data(&mut self, event: DataEvent, now: Time) {
         match event {
             DataEvent::Authenticated { identity } => self.keys.handle_authenticated(&identity, now),
-            DataEvent::Control { identity, message } => self.keys.handle_control(&identity, message, now),
+            DataEvent::Control { identity, message } => {
+                self.keys.handle_control(&identity, message, now);
+                if let ControlMessage::PathAnswer { inner_bytes } = message {
+                    self.paths.handle_answer(identity.src, inner_bytes, now);
+                }
+            }
+            DataEvent::PathUsed { peer } => self.paths.handle_used(peer, now),
             DataEvent::SoftLimit { identity } => {
                 self.worn = self.worn.max(Some(identity.epoch));
                 self.outgoing.push(FromAgent::RotateEarly);
@@ -202,17 +221,26 @@ impl Core {
     pub(crate) fn handle_timeout(&mut self, now: Time) {
         self.keys.handle_timeout(now);
         self.gossip.handle_timeout(now);
+        self.paths.handle_timeout(now);
+    }
+
+    /// Asks all peers for an answer, by gossip and by ESP.
+    pub(crate) fn probe_all(&mut self, now: Time) {
+        self.keys.probe_all();
+        self.gossip.greet_all(now);
     }
 
     /// When [`Core::handle_timeout`] wants to be called.
     pub(crate) fn poll_timeout(&self) -> Option<Time> {
-        self.keys.poll_timeout().into_iter().chain(self.gossip.poll_timeout()).min()
+        let timeouts = [self.keys.poll_timeout(), self.gossip.poll_timeout(), self.paths.poll_timeout()];
+        timeouts.into_iter().flatten().min()
     }
 
     /// To be called after every input: until no machine wants anything.
     pub(crate) fn settle(&mut self, now: Time) {
         loop {
-            self.hand_over_key_events();
+            self.hand_over_key_events(now);
+            self.hand_over_path_events();
             match self.gossip.poll_event() {
                 Some(event) => self.handle_gossip(event, now),
                 None => break,
@@ -220,7 +248,32 @@ impl Core {
         }
     }
 
-    fn hand_over_key_events(&mut self) {
+    /// This host's own interface has this MTU now.
+    pub(crate) fn set_underlay_mtu(&mut self, mtu_bytes: u32, now: Time) {
+        if std::mem::replace(&mut self.underlay_mtu_bytes, mtu_bytes) != mtu_bytes {
+            let nodes = &self.nodes;
+            self.paths.set_ceilings(|peer| Some(path_bounds(mtu_bytes, nodes.get(&peer)?).ceiling_bytes), now);
+        }
+    }
+
+    fn hand_over_path_events(&mut self) {
+        while let Some(event) = self.paths.poll_event() {
+            match event {
+                PathEvent::Probe { peer, inner_bytes } => {
+                    if let Some(outbound) = self.keys.outbound_to(peer) {
+                        let message = ControlMessage::PathProbe { inner_bytes };
+                        self.commands.push(DataCommand::SendControl { outbound, message });
+                    }
+                }
+                PathEvent::Carries { peer, inner_bytes } => {
+                    tracing::info!(%peer, inner_bytes, "what the way to a peer carries");
+                    self.commands.push(DataCommand::SetPathMtu { peer, inner_bytes });
+                }
+            }
+        }
+    }
+
+    fn hand_over_key_events(&mut self, now: Time) {
         while let Some(event) = self.keys.poll_event() {
             match event {
                 KeyEvent::Held { epoch, gossip_key, secret } => {
@@ -247,8 +300,14 @@ impl Core {
                 KeyEvent::Send(outbound) => {
                     let (network, peer) = (outbound.network, outbound.dst);
                     self.commands.push(DataCommand::SetSending { network, peer, outbound });
+                    if let Some(record) = self.nodes.get(&peer) {
+                        self.paths.add(peer, path_bounds(self.underlay_mtu_bytes, record), now);
+                    }
                 }
                 KeyEvent::StopSending { network, peer } => {
+                    if self.keys.outbound_to(peer).is_none() {
+                        self.paths.remove(peer);
+                    }
                     self.commands.push(DataCommand::StopSending { network, peer });
                 }
                 KeyEvent::Control { outbound, message } => {
@@ -301,7 +360,10 @@ impl Core {
             return;
         }
         self.commands.push(DataCommand::SetPeerAddress { peer: node.node, address: node.addresses.data });
-        self.nodes.insert(node.node, node);
+        let (peer, address) = (node.node, node.addresses.data);
+        if self.nodes.insert(peer, node).is_some_and(|known| known.addresses.data != address) {
+            self.paths.restart(peer, now);
+        }
     }
 
     /// Enters an endpoint into the data plane's tables, if it is on a network of this node.
@@ -333,6 +395,16 @@ impl Core {
             }
         }
     }
+}
+
+/// What the way to a peer may turn out to carry, over an interface of this MTU.
+fn path_bounds(underlay_mtu_bytes: u32, record: &NodeRecord) -> Bounds {
+    let over = |mtu_bytes: usize| {
+        let inner = inner_mtu_bytes(mtu_bytes, record.addresses.data.is_ipv6()).min(MAX_INNER_BYTES);
+        u16::try_from(inner).unwrap_or(u16::MAX)
+    };
+    let underlay = underlay_mtu_bytes as usize;
+    Bounds { floor_bytes: over(underlay.min(LEAST_UNDERLAY_MTU_BYTES)), ceiling_bytes: over(underlay) }
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use crate::keys::NoTable;
 use crate::sys::clock::Clock;
 use crate::sys::tun::TunDevice;
 use crate::sys::uevent::Uevents;
-use crate::types::{BootId, EndpointKey, Fork, NetworkName, NodeId, Queues, TaskId, Time, UnixTime};
+use crate::types::{BootId, EndpointKey, Fork, NetworkId, NetworkName, NodeId, Queues, TaskId, Time, UnixTime};
 use crate::wire::control::{FromAgent, ToAgent};
 use arc_swap::ArcSwap;
 use smol::channel::{Receiver, Sender};
@@ -35,6 +35,8 @@ pub(super) const STOP_GRACE: Duration = Duration::from_secs(10);
 const GOSSIP_BATCH: usize = 64;
 /// How often the wall clock is compared with the time since the host's boot.
 const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the MTU of the interface under the overlay is read.
+const UNDERLAY_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 /// Milliseconds between two checks that count as a step; slewing stays far below.
 const CLOCK_STEP_MS: u64 = 2000;
 /// Largest UDP payload.
@@ -69,6 +71,8 @@ pub(super) enum Request {
         /// Who wants them.
         reply: Sender<Result<Zeroizing<String>, NoTable>>,
     },
+    /// Ask all peers for an answer now, by gossip and by ESP.
+    Probe,
     /// Stop all tasks, then end.
     Stop,
 }
@@ -110,6 +114,8 @@ pub(super) struct Link {
     pub(super) up: bool,
     pub(super) boot_index: Option<u64>,
     pub(super) heard_at: Option<Time>,
+    /// Seconds by which this host's clock was ahead of the manager's when last heard.
+    pub(super) clock_ahead_secs: Option<i64>,
     pub(super) collector: Collector,
     /// Tells the keeper of the membership who the managers are, when that changes.
     pub(super) told: Sender<Managers>,
@@ -147,6 +153,8 @@ pub(super) struct Engine {
     pub(super) uevents: Option<smol::Async<Uevents>>,
     /// When the wall clock was last compared, and its offset in milliseconds.
     pub(super) clock_check: (Time, i64),
+    /// When the MTU of the interface under the overlay was last read.
+    pub(super) underlay_checked_at: Option<Time>,
 }
 
 /// Why the loop ended.
@@ -216,6 +224,7 @@ impl Engine {
                     let now = self.clock.now();
                     self.core.handle_timeout(now);
                     self.check_clock(now);
+                    self.check_underlay(now);
                 }
                 Input::Lost(what) => return End::Broken(format!("lost {what}")),
             }
@@ -291,6 +300,9 @@ impl Engine {
             SessionEvent::Message(ToAgent::AttachRefused { id, reason }) => self.attach_refused(id, reason),
             SessionEvent::Message(message) => {
                 self.link.heard_at = Some(now);
+                if let ToAgent::Alive { at } = message {
+                    self.link.clock_ahead_secs = Some(self.clock.unix().0.cast_signed().saturating_sub_unsigned(at.0));
+                }
                 match self.link.collector.take(message) {
                     Ok(Some(push)) => self.apply(push, now),
                     Ok(None) => {}
@@ -299,6 +311,16 @@ impl Engine {
                         self.link.collector = Collector::default();
                     }
                 }
+            }
+        }
+    }
+
+    /// The interface under the overlay may be given another MTU at any time.
+    fn check_underlay(&mut self, now: Time) {
+        if self.underlay_checked_at.is_none_or(|at| now.since(at) >= UNDERLAY_CHECK_INTERVAL) {
+            self.underlay_checked_at = Some(now);
+            if let Some(mtu_bytes) = self.underlay_mtu() {
+                self.core.set_underlay_mtu(mtu_bytes, now);
             }
         }
     }
@@ -341,6 +363,7 @@ impl Engine {
             Request::EspKeys { network, outer_ipv6, reply } => {
                 let _ = reply.try_send(self.core.keys.wireshark_table(network, outer_ipv6));
             }
+            Request::Probe => self.core.probe_all(self.clock.now()),
             Request::Stop => self.stop(),
         }
     }

@@ -6,6 +6,7 @@
 //! - `session`: carries messages from and to a manager. `seek`: to which one (pure).
 //! - `engine`, `effects`, `status`: one loop around the pure machines of this node.
 //! - `standalone`: what this node puts on attachable networks by itself.
+//! - `examine`: asks peers and managers for an answer, for `formic doctor`.
 //! - `renewal`: keeps the node's certificate young.
 //! - `core`, `tasks`, `push`: pure: keys, gossip, records and tables; the tasks' lives; the parts of a push.
 
@@ -14,6 +15,7 @@ mod change;
 pub(crate) mod core;
 mod effects;
 mod engine;
+mod examine;
 mod machine;
 mod membership;
 mod model;
@@ -31,7 +33,7 @@ pub(crate) mod tasks;
 
 pub use machine::{machine, memory_bytes, processors};
 pub use model::{
-    AttachedNamespace, ExecIo, ExecRequest, ImageInfo, InitRequest, JoinTarget, LOCKED, LocalTask, NodeError,
-    PeerStatus, SaStatus, Status, SwarmInfo, SwarmState,
+    AttachedNamespace, Examination, ExecIo, ExecRequest, ImageInfo, InitRequest, JoinTarget, LOCKED, LocalTask,
+    ManagerReach, NodeError, PeerStatus, SaStatus, Status, SwarmInfo, SwarmState,
 };
 pub use node::{Node, NodeSettings};

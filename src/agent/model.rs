@@ -174,6 +174,12 @@ pub struct Status {
     pub boot_index: Option<u64>,
     /// Age of the last word of the managers; `None` without a session.
     pub manager_heard_ms_ago: Option<u64>,
+    /// Seconds by which this host's clock was ahead of the manager's when that was last heard.
+    pub clock_ahead_secs: Option<i64>,
+    /// The MTU of the interface that carries the overlay, as it is now; `None` when it does not tell.
+    pub underlay_mtu_bytes: Option<u32>,
+    /// The MTU of the containers' devices.
+    pub inner_mtu_bytes: Option<u32>,
     /// The nodes this one shares a network with, or knows by gossip.
     pub peers: Vec<PeerStatus>,
     /// Networks with a task here: id, name, transform, subnet.
@@ -201,6 +207,9 @@ impl Status {
             boot: String::new(),
             boot_index: None,
             manager_heard_ms_ago: None,
+            clock_ahead_secs: None,
+            underlay_mtu_bytes: None,
+            inner_mtu_bytes: None,
             peers: Vec::new(),
             networks: Vec::new(),
             sas: Vec::new(),
@@ -212,6 +221,28 @@ impl Status {
     }
 }
 
+/// What [`Node::examine`](super::Node::examine) found.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Examination {
+    /// How long the peers were asked for: what is older than this was there before.
+    pub asked_for_ms: u64,
+    /// What is known at its end.
+    pub status: Status,
+    /// The control ports of the other managers.
+    pub managers: Vec<ManagerReach>,
+}
+
+/// Whether a manager's control port can be reached.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ManagerReach {
+    /// Its node.
+    pub node: NodeId,
+    /// Its control address.
+    pub address: SocketAddr,
+    /// Why not; `None` if it can.
+    pub error: Option<String>,
+}
+
 /// One peer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PeerStatus {
@@ -219,14 +250,24 @@ pub struct PeerStatus {
     pub node: NodeId,
     /// Its data address.
     pub address: SocketAddr,
+    /// Its gossip address.
+    pub gossip_address: SocketAddr,
     /// What gossip thinks: `alive`, `suspect`, `dead`, `unknown`.
     pub gossip: String,
     /// Age of the last authenticated gossip datagram from it.
     pub gossip_heard_ms_ago: Option<u64>,
+    /// Age of its last acknowledgement of a gossip datagram: both directions work.
+    pub gossip_answered_ms_ago: Option<u64>,
+    /// Whether there are keys for ESP to it: both nodes have a task on a common network.
+    pub esp: bool,
+    /// Age of its last answer to an ESP probe: both directions work.
+    pub esp_answered_ms_ago: Option<u64>,
     /// Age of the last authenticated ESP packet from it.
     pub esp_heard_ms_ago: Option<u64>,
     /// Age of the last ESP packet to it.
     pub esp_sent_ms_ago: Option<u64>,
+    /// Octets of the longest packet of a container that the way to it carries; `None` while that is not known.
+    pub carries_bytes: Option<u16>,
     /// What this says in words: `ok`, `idle`, or e.g. `one way: we send, nothing comes back (is UDP 4500 from 10.0.0.2 blocked?)`.
     pub verdict: String,
 }

@@ -10,7 +10,7 @@ use crate::helper::HelperClient;
 use crate::helper::verbs::{self, CommandSpec, ErrorKind, Event as HelperEvent, ExecId, ImageName, VerbError};
 use crate::manager::Manager;
 use crate::sys::clock::Clock;
-use crate::types::{NetworkName, Queues, Role, TaskState, UnlockKey};
+use crate::types::{NetworkId, NetworkName, Queues, Role, TaskState, UnlockKey};
 use arc_swap::ArcSwapOption;
 use smol::channel::{Receiver, Sender, bounded};
 use std::collections::BTreeMap;

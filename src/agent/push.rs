@@ -51,7 +51,7 @@ impl Collector {
             ToAgent::Tasks(page) => self.push.tasks.extend(page.into_iter().map(|task| (task.id, task))),
             ToAgent::Records(page) => self.push.records.extend(page),
             ToAgent::Commit { .. } => return Ok(Some(std::mem::take(self).push)),
-            ToAgent::Alive | ToAgent::Removed | ToAgent::Probe | ToAgent::AttachRefused { .. } => {}
+            ToAgent::Alive { .. } | ToAgent::Removed | ToAgent::Probe | ToAgent::AttachRefused { .. } => {}
         }
         Ok(None)
     }

@@ -1,6 +1,6 @@
 //! Starts and stops what a node in a swarm runs: the manager (if it is one), the data plane, the session, the engine.
 
-use super::core::Core;
+use super::core::{Core, DEFAULT_UNDERLAY_MTU_BYTES};
 use super::engine::{End, Engine, Inputs, Link, Request, TaskExit, View};
 use super::membership::{Membership, MembershipStore};
 use super::model::NodeError;
@@ -36,8 +36,6 @@ const WAITING_EVENTS: usize = 1024;
 const FIRST_HEARTBEAT_SECS: u32 = 5;
 /// The least that IPv4 hosts must take (RFC 791).
 const MIN_INNER_MTU_BYTES: u32 = 576;
-/// The underlay's MTU when its interface does not tell.
-const DEFAULT_UNDERLAY_MTU_BYTES: u32 = 1500;
 
 /// What does not change while the daemon runs.
 #[derive(Clone)]
@@ -114,6 +112,7 @@ impl Runtime {
             removed: false,
             uevents: open_uevents(),
             clock_check: (clock.now(), clock.wall_offset_ms()),
+            underlay_checked_at: None,
         };
         let inputs = Inputs { session, requests: request_receiver, exits: exit_receiver, outcomes: outcome_receiver };
         let (end, ended) = bounded(1);
@@ -183,6 +182,7 @@ fn start_session(
         up: false,
         boot_index: None,
         heard_at: None,
+        clock_ahead_secs: None,
         collector: Collector::default(),
         told,
         known: Vec::new(),

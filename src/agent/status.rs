@@ -5,6 +5,7 @@ use super::model::{PeerStatus, SaStatus, Status, SwarmInfo, SwarmState};
 use crate::dataplane::{LinkStats, Stats};
 use crate::esp::Direction;
 use crate::gossip::MemberView;
+use crate::sys::interface;
 use crate::types::{EpochPhase, NodeId, Time, Transform};
 use crate::wire::record::NodeRecord;
 use std::collections::BTreeMap;
@@ -32,6 +33,9 @@ impl Engine {
             boot: self.boot.to_string(),
             boot_index: self.link.boot_index,
             manager_heard_ms_ago: self.link.heard_at.filter(|_| self.link.up).map(age),
+            clock_ahead_secs: self.link.clock_ahead_secs.filter(|_| self.link.up),
+            underlay_mtu_bytes: self.underlay_mtu(),
+            inner_mtu_bytes: Some(self.inner_mtu),
             peers: self.peers(stats.as_ref(), now),
             networks: self
                 .core
@@ -64,6 +68,11 @@ impl Engine {
         }
     }
 
+    /// Of the interface that has the data path's address.
+    pub(super) fn underlay_mtu(&self) -> Option<u32> {
+        interface::mtu_of_address(self.dataplane.address().ip()).ok().flatten()
+    }
+
     fn peers(&self, stats: Option<&Stats>, now: Time) -> Vec<PeerStatus> {
         let members: BTreeMap<NodeId, MemberView> =
             self.core.gossip.members().map(|member| (member.node, member)).collect();
@@ -72,7 +81,12 @@ impl Engine {
         self.core
             .nodes
             .values()
-            .map(|record| peer_status(record, members.get(&record.node), links(record.node), now))
+            .map(|record| {
+                let node = record.node;
+                let esp = (self.core.keys.outbound_to(node).is_some(), self.core.keys.answered(node));
+                let carries_bytes = self.core.paths.known(node);
+                PeerStatus { carries_bytes, ..peer_status(record, members.get(&node), links(node), esp, now) }
+            })
             .collect()
     }
 }
@@ -81,6 +95,7 @@ fn peer_status<'a>(
     record: &NodeRecord,
     member: Option<&MemberView>,
     links: impl Iterator<Item = &'a LinkStats> + Clone,
+    (esp, answered): (bool, Option<Time>),
     now: Time,
 ) -> PeerStatus {
     let age = |time: Time| u64::try_from(now.since(time).as_millis()).unwrap_or(u64::MAX);
@@ -90,11 +105,16 @@ fn peer_status<'a>(
     PeerStatus {
         node: record.node,
         address: record.addresses.data,
+        gossip_address: record.addresses.gossip,
         gossip: member.map_or("unknown", |member| member.state.name()).to_string(),
         gossip_heard_ms_ago: gossip_heard.map(age),
+        gossip_answered_ms_ago: member.and_then(|member| member.last_answered).map(age),
+        esp,
+        esp_answered_ms_ago: answered.map(age),
         esp_heard_ms_ago: heard.map(age),
         esp_sent_ms_ago: sent.map(age),
-        verdict: verdict(record, gossip_heard, heard, sent, now),
+        carries_bytes: None,
+        verdict: verdict(record, gossip_heard, heard, (sent, answered), now),
     }
 }
 
@@ -103,7 +123,7 @@ fn verdict(
     record: &NodeRecord,
     gossip_heard: Option<Time>,
     heard: Option<Time>,
-    sent: Option<Time>,
+    (sent, answered): (Option<Time>, Option<Time>),
     now: Time,
 ) -> String {
     let fresh = |time: Option<Time>| time.is_some_and(|time| now.since(time) <= SILENCE);
@@ -116,6 +136,9 @@ fn verdict(
         (true, None) => "ok: no traffic yet".into(),
         (false, Some(_)) if fresh(heard) => {
             format!("one way: ESP comes, but no gossip (is UDP {} from {} blocked?)", gossip.port(), gossip.ip())
+        }
+        (true, Some(_)) if fresh(heard) && answered.is_some() && !fresh(answered) => {
+            format!("one way: ESP comes, ours is not answered (is UDP {} to {} blocked?)", data.port(), data.ip())
         }
         (true, Some(_)) if fresh(heard) => "ok".into(),
         (true, Some(sent)) if now.since(sent) > SILENCE => "ok: idle".into(),

@@ -12,6 +12,7 @@ mod attach;
 mod convergence;
 mod daemon;
 mod debug;
+mod doctor;
 mod duration;
 mod exec;
 mod image;
@@ -78,6 +79,7 @@ enum Verb {
     Ps(system::Ps),
     Status(status::Status),
     Debug(debug::Debug),
+    Doctor(doctor::Doctor),
     Info(system::Info),
     Version(system::Version),
 }
@@ -160,6 +162,7 @@ fn dispatch(formic: Formic, session: &mut Session) -> Result<u8, Failure> {
     match formic.verb {
         Verb::Daemon(verb) => verb.run(socket).map(|()| 0),
         Verb::Exec(verb) => verb.run(session),
+        Verb::Doctor(verb) => verb.run(session),
         Verb::Run(verb) => verb.run(session).map(|()| 0),
         Verb::Attach(verb) => verb.run(session).map(|()| 0),
         Verb::Detach(verb) => verb.run(session).map(|()| 0),

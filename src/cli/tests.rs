@@ -499,6 +499,20 @@ fn late_nodes_are_named() {
 }
 
 #[test]
+fn the_doctor_examines_with_and_without_a_daemon() {
+    let served = Fake::manager().serve("cli-doctor");
+    let (out, err, code) = run(served.socket(), &["doctor"]);
+    // What it says of this machine depends on the machine, and so does the code.
+    assert!(out.contains("ok     daemon       formic 0.1.0 answers on ant-1\n") && err.is_empty(), "{out}{err}");
+    assert!(out.contains("note   peers        there is no other node to ask\n"), "{out}");
+    assert_eq!(code == 0, out.ends_with("Nothing is wrong.\n"), "{code}: {out}");
+    let (out, err, _) = run(Path::new("/no/such/socket"), &["doctor", "--json"]);
+    let report: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let last = report["findings"].as_array().unwrap().last().unwrap();
+    assert_eq!((last["part"].as_str(), last["verdict"].as_str(), err.as_str()), (Some("daemon"), Some("note"), ""));
+}
+
+#[test]
 fn a_one_way_peer_shows_in_the_status() {
     let served = Fake::manager().serve("cli-status");
     let (out, _, _) = run(served.socket(), &["status", "--json"]);
@@ -506,10 +520,15 @@ fn a_one_way_peer_shows_in_the_status() {
     status.peers = vec![PeerStatus {
         node: "dt0zvqn0saezzinc8a5g4worx".parse().unwrap(),
         address: "10.0.0.2:4500".parse().unwrap(),
+        gossip_address: "10.0.0.2:7946".parse().unwrap(),
         gossip: "alive".into(),
         gossip_heard_ms_ago: Some(250),
+        gossip_answered_ms_ago: Some(250),
+        esp: true,
+        esp_answered_ms_ago: None,
         esp_heard_ms_ago: None,
         esp_sent_ms_ago: Some(61_000),
+        carries_bytes: Some(1438),
         verdict: "one way: we send, nothing comes back".into(),
     }];
     let text = status::describe(&status);

@@ -70,6 +70,13 @@ pub enum DataCommand {
         /// Its underlay address.
         address: SocketAddr,
     },
+    /// What the way to a peer carries. Longer packets are dropped, and their sender is told (ICMP "too big").
+    SetPathMtu {
+        /// The peer.
+        peer: NodeId,
+        /// Octets of inner packets.
+        inner_bytes: u16,
+    },
     /// Makes an SA, or enables it again with its old counter or window. It does not send before
     /// [`DataCommand::SetSending`].
     InstallSa {
@@ -164,6 +171,11 @@ pub enum DataEvent {
         identity: SaIdentity,
         /// What it said.
         message: ControlMessage,
+    },
+    /// Long packets go to a peer: told at most once a second by each worker.
+    PathUsed {
+        /// The peer.
+        peer: NodeId,
     },
     /// An outbound SA reached its soft limit: a rotation is due early.
     SoftLimit {

@@ -154,7 +154,7 @@ impl Tables {
     }
 
     /// Writes one finished packet.
-    fn deliver(&mut self, to: LocalIndex, packet: &[u8]) -> Result<(), DropReason> {
+    pub(super) fn deliver(&mut self, to: LocalIndex, packet: &[u8]) -> Result<(), DropReason> {
         let endpoint = self.endpoints.get_mut(to.0 as usize).ok_or(DropReason::NoSuchEndpoint)?;
         self.calls.device_writes += 1;
         endpoint.write_framed(&VnetHeader::FINISHED, packet).map_err(write_error)?;

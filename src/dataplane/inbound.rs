@@ -184,7 +184,7 @@ impl Tables {
         match message {
             ControlMessage::Nothing => Ok(()),
             ControlMessage::Unknown(_) => Err(DropReason::UnknownControl),
-            ControlMessage::Probe { .. } => {
+            ControlMessage::Probe { .. } | ControlMessage::PathProbe { .. } | ControlMessage::PathAnswer { .. } => {
                 let identity = *self.sas.inbound(sa).ok_or(DropReason::UnknownSpi)?.identity();
                 let told = self.events.push_from_peer(DataEvent::Control { identity, message });
                 told.then_some(()).ok_or(DropReason::ControlBacklog)

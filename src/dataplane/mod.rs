@@ -18,6 +18,9 @@
 //! - Packets of one endpoint to one peer leave in the order in which they were read.
 //! - A panic of a worker aborts the process.
 //!
+//! A packet that is longer than the way to its peer carries ([`crate::path`] finds out) is dropped before it is sealed, and
+//! its container is told by ICMP, as a router would.
+//!
 //! # Many packets as one
 //!
 //! | where | what | without it |
@@ -253,6 +256,18 @@ impl Dataplane {
         }
         Ok(stats)
     }
+}
+
+/// What this machine is good for, without a data plane: the cipher, and those offloads that can be tested. Takes some
+/// milliseconds.
+pub fn self_test(clock: Clock) -> Result<(CipherReport, Vec<OffloadStatus>), CipherBroken> {
+    let cipher = CipherReport::select(|| clock.now().since(Time::default()))?;
+    let failures = probe::failures(Offloads::ALL);
+    let status = |offload| {
+        let failure = failures.iter().find(|(failed, _)| *failed == offload).map(|(_, why)| why.clone());
+        OffloadStatus { offload, wanted: true, failure, refused: 0 }
+    };
+    Ok((cipher, probe::TESTED.map(status).into()))
 }
 
 impl Abilities {

@@ -14,7 +14,7 @@ use super::tables::{Tables, underlay_address};
 use super::worker::Worker;
 use super::{MAX_INNER_BYTES, Traffic};
 use crate::esp::{EspDrop, HEADROOM, OutboundIndex, SaIdentity, TAILROOM};
-use crate::offload::{self, Split, VNET_HEADER_LEN, VnetHeader};
+use crate::offload::{self, Split, TooBig, VNET_HEADER_LEN, VnetHeader};
 use crate::overlay::{DropReason, LocalIndex, PeerIndex, Verdict};
 use crate::wire::esp::{ControlMessage, NextHeader};
 use crate::wire::ip::IpView;
@@ -180,8 +180,34 @@ impl Tables {
             Verdict::Peer(peer) => {
                 let link = network.links.get(&peer).ok_or(DropReason::NoSendingSa)?;
                 let sa = link.sending.ok_or(DropReason::NoSendingSa)?;
+                if let Some(carried) = self.check_path(peer, &read) {
+                    self.tell_too_big(local, &read, carried);
+                    return Err(DropReason::ExceedsPathMtu);
+                }
                 self.seal_packets(Route { network: number, peer, sa }, read, batch)
             }
+        }
+    }
+
+    /// What the way to the peer carries, if that is less than the longest packet of what was read. A way that is used for
+    /// long packets is to be confirmed now and then.
+    fn check_path(&mut self, peer: PeerIndex, read: &Read<'_>) -> Option<u16> {
+        let longest = read.split.map_or(read.packet.len(), |split| split.longest());
+        let peer = self.peers.get_mut(peer.0 as usize)?;
+        if let Some(node) = peer.used(longest, self.now) {
+            self.events.push(DataEvent::PathUsed { peer: node });
+        }
+        peer.carries().filter(|carried| longest > usize::from(*carried))
+    }
+
+    /// Tells the container's kernel, as a router would.
+    fn tell_too_big(&mut self, local: LocalIndex, read: &Read<'_>, carried: u16) {
+        let told = TooBig::answer(read.packet, &read.view, carried).and_then(|answer| {
+            // What it does not take is told again with its next packet.
+            self.deliver(local, answer.packet()).ok()
+        });
+        if told.is_none() {
+            tracing::trace!(carried, "a container was not told that its packet is too big");
         }
     }
 
@@ -266,13 +292,10 @@ impl Tables {
         let network = self.known_network(outbound.network).ok_or(DropReason::NoSendingSa)?;
         let peer = self.known_peer(outbound.dst).ok_or(DropReason::NoPeerAddress)?;
         underlay_address(&self.peers, peer).ok_or(DropReason::NoPeerAddress)?;
-        let payload = message.emit();
         let route = Route { network, peer, sa };
-        self.seal_one(&route, payload.len(), NextHeader::None, batch, |room| {
-            room.copy_from_slice(&payload);
-            Some(())
-        })?;
-        self.count_sent(&route, Traffic { packets: 1, bytes: payload.len() as u64 });
+        let octets = message.payload_len();
+        self.seal_one(&route, octets, NextHeader::None, batch, |room| message.write(room))?;
+        self.count_sent(&route, Traffic { packets: 1, bytes: octets as u64 });
         Ok(())
     }
 }

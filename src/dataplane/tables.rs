@@ -17,6 +17,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::io::IoSlice;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 /// Nodes that a worker can number: far more than a swarm has in the life of a daemon. Numbers are not used again.
 const MAX_PEERS: usize = 1 << 16;
@@ -69,9 +70,37 @@ pub(super) struct Peer {
     underlay: Option<SockAddr>,
     /// The way to it does not take trains of datagrams.
     refuses_trains: bool,
+    /// Octets of the longest inner packet that the way to it carries, once that is known.
+    carries: Option<u16>,
+    /// When the control plane was last told that the way is used for long packets.
+    used_at: Option<Time>,
 }
 
+/// Octets of inner packets from which on a way is used for long ones: some less than every way has to carry.
+const LONG_PACKET_BYTES: usize = 1000;
+
+/// How often the control plane is told that a way is used for long packets.
+const USED_INTERVAL: Duration = Duration::from_secs(1);
+
 impl Peer {
+    pub(super) fn new(node: NodeId) -> Peer {
+        Peer { node, address: None, underlay: None, refuses_trains: false, carries: None, used_at: None }
+    }
+
+    /// Octets of the longest inner packet that the way to it carries, if that is known.
+    pub(super) fn carries(&self) -> Option<u16> {
+        self.carries
+    }
+
+    /// Notes that a packet of this length goes there; the node, when the control plane is to be told.
+    pub(super) fn used(&mut self, octets: usize, now: Time) -> Option<NodeId> {
+        let due = octets > LONG_PACKET_BYTES && self.used_at.is_none_or(|at| now.since(at) >= USED_INTERVAL);
+        due.then(|| {
+            self.used_at = Some(now);
+            self.node
+        })
+    }
+
     pub(super) fn takes_trains(&self) -> bool {
         !self.refuses_trains
     }
@@ -82,6 +111,10 @@ impl Peer {
             let offload = Offload::UdpGso.name();
             tracing::info!(peer = %self.node, offload, "the kernel refuses trains of datagrams to this peer: sending them one by one");
         }
+    }
+
+    fn set_carries(&mut self, inner_bytes: u16) {
+        self.carries = Some(inner_bytes);
     }
 
     fn set_address(&mut self, address: SocketAddr) {
@@ -95,7 +128,7 @@ impl Peer {
 #[cfg(test)]
 impl Peer {
     pub(super) fn at(underlay: SockAddr) -> Peer {
-        Peer { node: NodeId::from_random([0; 17]), address: None, underlay: Some(underlay), refuses_trains: false }
+        Peer { underlay: Some(underlay), ..Peer::new(NodeId::from_random([0; 17])) }
     }
 }
 

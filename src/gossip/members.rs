@@ -53,6 +53,8 @@ pub(super) struct Member {
     pub(super) state: MemberState,
     pub(super) incarnation: u32,
     pub(super) last_heard: Option<Time>,
+    /// When it last acknowledged something that this node had sent it.
+    pub(super) last_answered: Option<Time>,
     pub(super) signatures: TokenBucket,
     pub(super) requests: TokenBucket,
     hello_at: Time,
@@ -70,6 +72,7 @@ impl Member {
             state: MemberState::Unknown,
             incarnation: 0,
             last_heard: None,
+            last_answered: None,
             signatures: TokenBucket::new(SIGNATURES_PER_SEC, SIGNATURES_BURST, now),
             requests: TokenBucket::new(REQUESTS_PER_SEC, REQUESTS_BURST, now),
             hello_at: now,

@@ -182,6 +182,8 @@ pub struct MemberView {
     pub state: MemberState,
     /// When an authenticated datagram of it last came.
     pub last_heard: Option<Time>,
+    /// When it last acknowledged something that this node had sent it.
+    pub last_answered: Option<Time>,
 }
 
 /// The machine of one boot of one node.
@@ -319,6 +321,12 @@ impl Gossip {
         self.events.pop_front()
     }
 
+    /// Asks every member for an acknowledgement, a few at a time, beside the regular probes.
+    pub fn greet_all(&mut self, now: Time) {
+        self.greet.extend(self.members.iter().map(|(node, _)| node));
+        self.handle_timeout(now);
+    }
+
     /// All known members but this node.
     pub fn members(&self) -> impl Iterator<Item = MemberView> + '_ {
         self.members.iter().map(|(node, member)| MemberView {
@@ -327,6 +335,7 @@ impl Gossip {
             address: member.address,
             state: member.state,
             last_heard: member.last_heard,
+            last_answered: member.last_answered,
         })
     }
 

@@ -201,6 +201,9 @@ impl Gossip {
     }
 
     pub(super) fn handle_ack(&mut self, from: NodeId, sequence: u32, now: Time) {
+        if let Some(member) = self.members.get_mut(from) {
+            member.last_answered = Some(now);
+        }
         if self.probe.as_ref().is_some_and(|probe| probe.sequence == sequence) {
             self.probe = None;
             return;

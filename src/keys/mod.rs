@@ -243,14 +243,42 @@ impl NodeKeys {
     /// An inbound SA has authenticated a dummy packet.
     pub fn handle_control(&mut self, inbound: &SaIdentity, message: ControlMessage, now: Time) {
         self.handle_authenticated(inbound, now);
-        if message != (ControlMessage::Probe { answer_wanted: true }) {
-            return;
+        let Some(pair) = self.pairs.get_mut(&(inbound.network, inbound.src)) else { return };
+        match message {
+            ControlMessage::Probe { answer_wanted: true } => {
+                if let Some(outbound) = pair.outbound(inbound.epoch) {
+                    let message = ControlMessage::Probe { answer_wanted: false };
+                    self.events.push_back(KeyEvent::Control { outbound, message });
+                }
+            }
+            ControlMessage::Probe { answer_wanted: false } => pair.answered = Some(now),
+            ControlMessage::PathProbe { inner_bytes } => {
+                if let Some(outbound) = pair.outbound(inbound.epoch) {
+                    let message = ControlMessage::PathAnswer { inner_bytes };
+                    self.events.push_back(KeyEvent::Control { outbound, message });
+                }
+            }
+            ControlMessage::Nothing | ControlMessage::PathAnswer { .. } | ControlMessage::Unknown(_) => {}
         }
-        let pair = self.pairs.get(&(inbound.network, inbound.src));
-        if let Some(outbound) = pair.and_then(|pair| pair.outbound(inbound.epoch)) {
-            self.events
-                .push_back(KeyEvent::Control { outbound, message: ControlMessage::Probe { answer_wanted: false } });
-        }
+    }
+
+    /// Asks every peer on every network for an answer, beside the regular probes.
+    pub fn probe_all(&mut self) {
+        let outbounds = self.pairs.values().filter_map(|pair| pair.outbound(pair.sending?));
+        let message = ControlMessage::Probe { answer_wanted: true };
+        self.events.extend(outbounds.map(|outbound| KeyEvent::Control { outbound, message }));
+    }
+
+    /// When a peer last answered a probe on any network: it had heard this node, and was heard.
+    pub fn answered(&self, peer: NodeId) -> Option<Time> {
+        self.pairs.iter().filter(|((_, node), _)| *node == peer).filter_map(|(_, pair)| pair.answered).max()
+    }
+
+    /// An SA that this node can send a peer something with, on whatever network; `None` when they share none, or the keys
+    /// are not there yet.
+    pub fn outbound_to(&self, peer: NodeId) -> Option<SaIdentity> {
+        let pairs = self.pairs.iter().filter(|((_, node), _)| *node == peer);
+        pairs.filter_map(|(_, pair)| pair.outbound(pair.sending?)).next()
     }
 
     /// Probes the pairs whose time has come.

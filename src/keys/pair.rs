@@ -20,6 +20,8 @@ pub(super) struct Pair {
     pub(super) sending: Option<Epoch>,
     /// When to probe again; `None` before the first time.
     pub(super) probe_at: Option<Time>,
+    /// When the peer last answered a probe.
+    pub(super) answered: Option<Time>,
     sas: BTreeMap<Epoch, Sas>,
     /// Epochs under which the peer has been heard.
     confirmed: BTreeSet<Epoch>,
@@ -37,6 +39,7 @@ impl Pair {
             peer_queues,
             sending: None,
             probe_at: None,
+            answered: None,
             sas: BTreeMap::new(),
             confirmed: BTreeSet::new(),
             refused: BTreeSet::new(),

@@ -421,6 +421,7 @@ fn there_are_no_keys_to_show_without_a_secret_network_and_a_peer() {
         name: "net".into(),
         transform: Transform::Gmac,
         subnet: "10.0.1.0/24".parse().unwrap(),
+        mtu_bytes: None,
         members: Vec::new(),
     };
     host.keys.handle_networks(&[view], now);

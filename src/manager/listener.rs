@@ -9,11 +9,13 @@ use crate::raft::Member;
 use crate::tls::{self, FrameReader, FrameWriter, Peer, StreamError};
 use crate::wire::control::{ALPN, Answer, MAX_FRAME_BYTES, Opening};
 use futures_rustls::server::TlsStream;
+use nix::sys::socket::sockopt::TcpMaxSeg;
 use smol::future::FutureExt as _;
 use smol::io::{ReadHalf, WriteHalf};
 use smol::net::{TcpListener, TcpStream};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -29,6 +31,9 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const OPENING_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a refused peer gets to read the refusal.
 const LINGER: Duration = Duration::from_secs(1);
+/// Octets of a TCP segment at most, both ways: what every way carries. A way that carries less than the interfaces at its
+/// ends, and whose routers say nothing, would stop every session.
+const MAX_SEGMENT_BYTES: u32 = 1200;
 /// Pause after a failed accept (no file descriptors left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -113,6 +118,8 @@ impl Connection {
 pub(super) async fn listen(inner: &Arc<Inner>, address: SocketAddr) -> Result<SocketAddr, ManagerError> {
     let failed = |error: std::io::Error| ManagerError::Listen { address, reason: explain_bind(&error) };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
+    nix::sys::socket::setsockopt(&listener.as_fd(), TcpMaxSeg, &MAX_SEGMENT_BYTES)
+        .map_err(|error| failed(error.into()))?;
     let bound = listener.local_addr().map_err(failed)?;
     inner.credentials.server_side()?;
     inner.tasks.spawn("control port", accept(inner.clone(), listener));

@@ -323,7 +323,7 @@ impl Session {
             };
             self.claim.hear(false);
             if let FromAgent::Heartbeat = message {
-                if let Err(error) = writer.lock().await.write(&ToAgent::Alive).await {
+                if let Err(error) = writer.lock().await.write(&ToAgent::Alive { at: super::wall_clock() }).await {
                     return error;
                 }
                 continue;

@@ -19,10 +19,12 @@
 mod checksum;
 mod coalesce;
 mod split;
+mod too_big;
 mod vnet;
 
 pub use coalesce::{Candidate, Headers, MAX_HEADERS_LEN, MAX_RUN_PACKETS, Run};
 pub use split::Split;
+pub use too_big::TooBig;
 pub use vnet::{Gso, GsoKind, OpenChecksum, Unfinished, VNET_HEADER_LEN, VnetHeader};
 
 use checksum::Sum;

@@ -49,6 +49,8 @@ drop_reasons! {
     Exhausted => "exhausted",
     /// The underlay socket refused the datagram because it exceeds the underlay's MTU.
     ExceedsUnderlayMtu => "exceeds_underlay_mtu",
+    /// The packet is longer than the way to the peer carries; its sender was told (ICMP "too big").
+    ExceedsPathMtu => "exceeds_path_mtu",
     /// The underlay has no route to the peer.
     Unreachable => "unreachable",
     /// The underlay device's queue is full.

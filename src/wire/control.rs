@@ -4,7 +4,7 @@
 
 use crate::types::{
     AttachRequest, Availability, BootId, ClusterId, Epoch, EpochPhase, Fork, Key32, Machine, NetworkId, NetworkName,
-    NodeAddresses, NodeId, Offloads, PublicKey, Queues, Role, TaskAssignment, TaskId, TaskStatus, Transform,
+    NodeAddresses, NodeId, Offloads, PublicKey, Queues, Role, TaskAssignment, TaskId, TaskStatus, Transform, UnixTime,
     carried_key,
 };
 use ipnet::IpNet;
@@ -213,7 +213,10 @@ pub enum FromAgent {
 #[derive(Serialize, Deserialize)]
 pub enum ToAgent {
     /// Answer to a heartbeat.
-    Alive,
+    Alive {
+        /// The manager's clock: for people, nothing is decided by it.
+        at: UnixTime,
+    },
     /// Part: the swarm.
     Swarm(SwarmView),
     /// Part: the whole key ring as this node may know it.

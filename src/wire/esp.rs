@@ -179,32 +179,69 @@ pub enum ControlMessage {
         /// Kind 1.
         answer_wanted: bool,
     },
-    /// A kind of a later version: ignored and counted.
+    /// Kind 3, then a length of two octets, then zeros up to that length: asks the peer whether a packet of so many inner
+    /// octets comes through (RFC 8899).
+    PathProbe {
+        /// Octets of this message, at least [`ControlMessage::MAX_HEAD_LEN`].
+        inner_bytes: u16,
+    },
+    /// Kind 4, then the length: one of so many octets came.
+    PathAnswer {
+        /// Octets of the probe.
+        inner_bytes: u16,
+    },
+    /// A kind of a later version, or a known one that is malformed: ignored and counted.
     Unknown(u8),
 }
 
 impl ControlMessage {
-    /// Octets of an emitted message.
-    pub const LEN: usize = 1;
+    /// Octets of the longest message without its padding.
+    pub const MAX_HEAD_LEN: usize = 3;
 
     /// Reads the payload of a packet with next header 59.
     pub fn parse(payload: &[u8]) -> ControlMessage {
-        match payload.first() {
-            None | Some(0) => ControlMessage::Nothing,
-            Some(1) => ControlMessage::Probe { answer_wanted: true },
-            Some(2) => ControlMessage::Probe { answer_wanted: false },
-            Some(&kind) => ControlMessage::Unknown(kind),
+        match *payload {
+            [] | [0, ..] => ControlMessage::Nothing,
+            [1, ..] => ControlMessage::Probe { answer_wanted: true },
+            [2, ..] => ControlMessage::Probe { answer_wanted: false },
+            [3, high, low, ..] if usize::from(u16::from_be_bytes([high, low])) == payload.len() => {
+                ControlMessage::PathProbe { inner_bytes: u16::from_be_bytes([high, low]) }
+            }
+            [4, high, low, ..] => ControlMessage::PathAnswer { inner_bytes: u16::from_be_bytes([high, low]) },
+            [kind, ..] => ControlMessage::Unknown(kind),
         }
     }
 
-    /// The payload for a packet with next header 59.
-    pub fn emit(self) -> [u8; ControlMessage::LEN] {
-        [match self {
-            ControlMessage::Nothing => 0,
-            ControlMessage::Probe { answer_wanted: true } => 1,
-            ControlMessage::Probe { answer_wanted: false } => 2,
-            ControlMessage::Unknown(kind) => kind,
-        }]
+    /// Octets of the payload that carries it.
+    pub fn payload_len(self) -> usize {
+        match self {
+            ControlMessage::PathProbe { inner_bytes } => usize::from(inner_bytes),
+            ControlMessage::PathAnswer { .. } => ControlMessage::MAX_HEAD_LEN,
+            ControlMessage::Nothing | ControlMessage::Probe { .. } | ControlMessage::Unknown(_) => 1,
+        }
+    }
+
+    /// Writes the payload for a packet with next header 59 into [`ControlMessage::payload_len`] octets; `None` when
+    /// `room` is not of this length.
+    pub fn write(self, room: &mut [u8]) -> Option<()> {
+        let with = |kind, inner_bytes: u16| {
+            let [high, low] = inner_bytes.to_be_bytes();
+            [kind, high, low]
+        };
+        let head = match self {
+            ControlMessage::Nothing => [0; 3],
+            ControlMessage::Probe { answer_wanted: true } => [1, 0, 0],
+            ControlMessage::Probe { answer_wanted: false } => [2, 0, 0],
+            ControlMessage::PathProbe { inner_bytes } => with(3, inner_bytes),
+            ControlMessage::PathAnswer { inner_bytes } => with(4, inner_bytes),
+            ControlMessage::Unknown(kind) => [kind, 0, 0],
+        };
+        if room.len() != self.payload_len() {
+            return None;
+        }
+        room.fill(0);
+        room.iter_mut().zip(head).for_each(|(octet, value)| *octet = value);
+        Some(())
     }
 }
 

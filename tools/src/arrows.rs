@@ -32,6 +32,7 @@ pub const MODULES: &[Module] = &[
     pure("esp", &["types", "crypto", "wire"]),
     pure("offload", &["types", "wire"]),
     pure("overlay", &["types", "wire"]),
+    pure("path", &["types"]),
     pure("gossip", &["types", "crypto", "wire"]),
     pure("cluster", &["types", "crypto", "wire"]),
     pure("keys", &["types", "crypto", "wire", "esp"]),
@@ -49,6 +50,7 @@ pub const MODULES: &[Module] = &[
             "wire",
             "esp",
             "overlay",
+            "path",
             "gossip",
             "keys",
             "cluster",
@@ -61,7 +63,8 @@ pub const MODULES: &[Module] = &[
     ),
     shell("api", &["types", "cluster", "sys", "manager", "agent"]),
     shell("daemon", &["types", "sys", "helper", "dataplane", "tls", "manager", "agent", "api"]),
-    shell("cli", &["api", "daemon"]),
+    shell("doctor", &["types", "sys", "dataplane", "api"]),
+    shell("cli", &["api", "daemon", "doctor"]),
 ];
 
 /// Modules that may use everything.

@@ -1,8 +1,8 @@
 //! What the API needs of the daemon behind it, as a trait so that the handlers can be tried without a daemon.
 
 use crate::agent::{
-    AttachedNamespace, ExecIo, ExecRequest, ImageInfo, InitRequest, JoinTarget, LocalTask, Node, NodeError, Status,
-    SwarmInfo,
+    AttachedNamespace, Examination, ExecIo, ExecRequest, ImageInfo, InitRequest, JoinTarget, LocalTask, Node,
+    NodeError, Status, SwarmInfo,
 };
 use crate::cluster::{Command, NewRoot, Reply, State};
 use crate::manager::ManagerError;
@@ -46,6 +46,8 @@ pub(super) trait Backend: Send + Sync + 'static {
     fn status(&self) -> Answer<'_, Status>;
     /// The keys of ESP on a network, as Wireshark reads them.
     fn esp_keys(&self, network: NetworkId) -> Answer<'_, Result<Zeroizing<String>, NodeError>>;
+    /// `formic doctor`: asks peers and managers for an answer; takes seconds when one is silent.
+    fn examine(&self) -> Answer<'_, Examination>;
     /// The tasks of this node.
     fn tasks(&self) -> Vec<LocalTask>;
     /// Runs a command in a task.
@@ -136,6 +138,10 @@ impl Backend for Node {
 
     fn esp_keys(&self, network: NetworkId) -> Answer<'_, Result<Zeroizing<String>, NodeError>> {
         Box::pin(Node::esp_keys(self, network))
+    }
+
+    fn examine(&self) -> Answer<'_, Examination> {
+        Box::pin(Node::examine(self))
     }
 
     fn tasks(&self) -> Vec<LocalTask> {

@@ -40,7 +40,7 @@ pub(super) async fn esp_keys(
         ApiError::bad_request("keys are shown on a connection that is upgraded only: send Upgrade: tcp")
     })?;
     let backend = &*context.backend;
-    let network = lookup::network_id(&networks::known_names(backend), &wanted.network)?;
+    let network = lookup::network_name(&networks::known_names(backend), &wanted.network)?.id;
     let table = backend.esp_keys(network).await?;
     let job: Job = Box::pin(async move {
         let send = async { hand_over(upgrade, table).await.is_some() };

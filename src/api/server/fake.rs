@@ -4,8 +4,8 @@
 use super::backend::{Answer, Backend};
 use super::{bind, serve_backend};
 use crate::agent::{
-    AttachedNamespace, ExecIo, ExecRequest, ImageInfo, InitRequest, JoinTarget, LocalTask, NodeError, Status,
-    SwarmInfo, SwarmState,
+    AttachedNamespace, Examination, ExecIo, ExecRequest, ImageInfo, InitRequest, JoinTarget, LocalTask, NodeError,
+    Status, SwarmInfo, SwarmState,
 };
 use crate::cluster::{Command, Entry, NewRoot, NewTokens, NodeState, Reply, Rollout, State, schedule};
 use crate::manager::ManagerError;
@@ -396,6 +396,9 @@ impl Backend for Fake {
             boot: "0101010101010101".into(),
             boot_index: Some(4),
             manager_heard_ms_ago: Some(1234),
+            clock_ahead_secs: Some(0),
+            underlay_mtu_bytes: Some(1500),
+            inner_mtu_bytes: Some(1438),
             peers: Vec::new(),
             networks: Vec::new(),
             sas: Vec::new(),
@@ -408,6 +411,10 @@ impl Backend for Fake {
 
     fn esp_keys(&self, _network: NetworkId) -> Answer<'_, Result<Zeroizing<String>, NodeError>> {
         ready(Ok(Zeroizing::new(format!("{ESP_KEYS}\n"))))
+    }
+
+    fn examine(&self) -> Answer<'_, Examination> {
+        Box::pin(async move { Examination { asked_for_ms: 100, status: self.status().await, managers: Vec::new() } })
     }
 
     fn tasks(&self) -> Vec<LocalTask> {

@@ -19,6 +19,10 @@ pub(super) async fn status(backend: &dyn Backend) -> Result<respond::Response, A
     Ok(respond::json(&backend.status().await))
 }
 
+pub(super) async fn examine(backend: &dyn Backend) -> Result<respond::Response, ApiError> {
+    Ok(respond::json(&backend.examine().await))
+}
+
 pub(super) async fn import(backend: &dyn Backend, request: &Request) -> Result<respond::Response, ApiError> {
     let wanted: ImageImport = request.json(&schema::IMAGE_IMPORT)?;
     let name = image_name(&wanted.name)?;

@@ -59,12 +59,6 @@ pub(super) fn network_name(names: &[NetworkName], wanted: &str) -> Result<Networ
     found.cloned()
 }
 
-/// The id of a network among ids and names.
-pub(super) fn network_id(names: &[(NetworkId, String)], wanted: &str) -> Result<NetworkId, ApiError> {
-    let kind = Kind { word: "network", says_how: true };
-    find(&kind, wanted, names.iter().map(|(id, name)| (*id, id.to_string(), name.clone())))
-}
-
 /// A service of the state. One that is being removed is no longer found.
 pub(super) fn service<'a>(state: &'a State, wanted: &str) -> Result<&'a Service, ApiError> {
     let kind = Kind { word: "service", says_how: false };

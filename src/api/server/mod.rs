@@ -265,13 +265,14 @@ fn works_locked(path: &[&str]) -> bool {
         ["_ping" | "version" | "info"]
             | ["swarm", "init" | "join" | "leave" | "unlock"]
             | ["containers", "json"]
-            | ["formic", "status" | "images", ..]
+            | ["formic", "status" | "examination" | "images", ..]
     )
 }
 
 async fn route_formic(backend: &dyn Backend, request: &Request, path: &[&str]) -> Result<respond::Response, ApiError> {
     match (request.method.as_str(), path) {
         ("GET", ["status"]) => formic::status(backend).await,
+        ("POST", ["examination"]) => formic::examine(backend).await,
         ("GET", ["keys"]) => formic::keys(backend),
         ("POST", ["rotate-keys"]) => formic::rotate_keys(backend, request).await,
         ("GET", ["images"]) => formic::images(backend).await,

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::agent::{ImageInfo, PeerStatus, SaStatus, Status, SwarmInfo, SwarmState};
+pub use crate::agent::{Examination, ImageInfo, ManagerReach, PeerStatus, SaStatus, Status, SwarmInfo, SwarmState};
 
 /// `POST /formic/images/import`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

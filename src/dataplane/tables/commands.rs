@@ -46,6 +46,11 @@ impl Tables {
                     peer.set_address(address);
                 }
             }
+            DataCommand::SetPathMtu { peer, inner_bytes } => {
+                if let Some(peer) = self.peer_mut(peer) {
+                    peer.set_carries(inner_bytes);
+                }
+            }
             DataCommand::InstallSa { identity, ref keys, direction } => {
                 let done = self.install_sa(&identity, keys, direction);
                 self.report_refusal(identity, done);
@@ -235,7 +240,7 @@ impl Tables {
             return None;
         }
         let peer = PeerIndex(self.peers.len() as u32);
-        self.peers.push(Peer { node, address: None, underlay: None, refuses_trains: false });
+        self.peers.push(Peer::new(node));
         self.peer_numbers.insert(node, peer);
         Some(peer)
     }

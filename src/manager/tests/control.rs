@@ -347,7 +347,7 @@ fn a_node_speaks_for_its_own_tasks_only() {
         two.status(&task, TaskState::Failed).await;
         two.say(FromAgent::TaskGone { id: task.id }).await;
         two.say(FromAgent::Heartbeat).await;
-        while !matches!(two.session.reader.read(DEADLINE).await.unwrap(), ToAgent::Alive) {}
+        while !matches!(two.session.reader.read(DEADLINE).await.unwrap(), ToAgent::Alive { .. }) {}
         assert_eq!(swarm.manager.drops()["foreign_task"], 2);
         let state = swarm.manager.state();
         assert!(!state.tasks[&task.id].gone && state.tasks[&task.id].status.state < TaskState::Running);
@@ -361,7 +361,7 @@ fn a_node_speaks_for_its_own_tasks_only() {
             one.say(FromAgent::Heartbeat).await;
         }
         for _ in 0..20 {
-            while !matches!(one.session.reader.read(DEADLINE).await.unwrap(), ToAgent::Alive) {}
+            while !matches!(one.session.reader.read(DEADLINE).await.unwrap(), ToAgent::Alive { .. }) {}
         }
         assert_eq!(swarm.manager.state().index, index);
         swarm.manager.stop().await;

@@ -18,7 +18,7 @@ fn a_silent_node_is_down_and_comes_back() {
         while start.elapsed() < Duration::from_secs(4) {
             last = Instant::now();
             agent.say(FromAgent::Heartbeat).await;
-            while !matches!(agent.session.reader.read(DEADLINE).await.unwrap(), ToAgent::Alive) {}
+            while !matches!(agent.session.reader.read(DEADLINE).await.unwrap(), ToAgent::Alive { .. }) {}
             assert!(swarm.manager.with_state(is(NodeState::Ready)));
             smol::Timer::after(Duration::from_millis(300)).await;
         }
@@ -123,7 +123,7 @@ fn a_node_cannot_begin_boots_without_end() {
         // The session that is there goes on, and so do other nodes.
         let last = open_now.last_mut().unwrap();
         last.writer.write(&FromAgent::Heartbeat).await.unwrap();
-        while !matches!(last.reader.read(DEADLINE).await.unwrap(), ToAgent::Alive) {}
+        while !matches!(last.reader.read(DEADLINE).await.unwrap(), ToAgent::Alive { .. }) {}
         swarm.agent(swarm.join().await).await;
         // What it had begun may come back as often as it likes.
         open(10).await.unwrap();

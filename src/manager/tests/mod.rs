@@ -246,7 +246,7 @@ impl Agent {
         let mut fresh = Told::default();
         loop {
             match self.session.reader.read(DEADLINE).await.unwrap() {
-                ToAgent::Alive | ToAgent::Probe => {}
+                ToAgent::Alive { .. } | ToAgent::Probe => {}
                 ToAgent::Swarm(swarm) => fresh.swarm = Some(swarm),
                 ToAgent::Ring(ring) => fresh.ring = Some(ring),
                 ToAgent::Names(page) => fresh.names.extend(page),

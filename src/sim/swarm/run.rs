@@ -164,7 +164,7 @@ impl Swarm {
         }
         let encode = |message: ToAgent| frame::encode(&message).expect("a short frame").to_vec();
         for (node, session) in said.alive {
-            self.send_frames(node, session, vec![encode(ToAgent::Alive)]);
+            self.send_frames(node, session, vec![encode(ToAgent::Alive { at: crate::types::UnixTime(0) })]);
         }
         for (node, session) in said.removed {
             self.send_frames(node, session, vec![encode(ToAgent::Removed)]);

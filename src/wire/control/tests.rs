@@ -181,7 +181,7 @@ fn to_agent(node: NodeId, ring: RingView) -> Vec<ToAgent> {
         standalone: false,
     };
     vec![
-        ToAgent::Alive,
+        ToAgent::Alive { at: UnixTime(1_800_000_000) },
         ToAgent::Swarm(swarm),
         ToAgent::Ring(ring),
         ToAgent::Names(vec![NetworkName { id: network, name: "net".into(), attachable: true }]),

@@ -53,13 +53,36 @@ fn bad_trailers_are_refused() {
 fn control_messages_round_trip() {
     for kind in 0..=255u8 {
         let message = ControlMessage::parse(&[kind]);
-        assert_eq!(message.emit(), [kind]);
-        assert_eq!(ControlMessage::parse(&[kind, 1, 2, 3]), message);
+        let mut payload = [0xee];
+        assert_eq!((message.payload_len(), message.write(&mut payload)), (1, Some(())));
+        assert_eq!(payload, [kind]);
+        if !(3..=4).contains(&kind) {
+            assert_eq!(ControlMessage::parse(&[kind, 1, 2, 3]), message);
+        }
         assert_eq!(matches!(message, ControlMessage::Unknown(_)), kind > 2);
     }
     assert_eq!(ControlMessage::parse(&[]), ControlMessage::Nothing);
     assert_eq!(ControlMessage::parse(&[1]), ControlMessage::Probe { answer_wanted: true });
     assert_eq!(ControlMessage::parse(&[2]), ControlMessage::Probe { answer_wanted: false });
+}
+
+#[test]
+fn path_probes_are_as_long_as_they_say() {
+    for inner_bytes in [3, 4, 1198, 8938, u16::MAX] {
+        let probe = ControlMessage::PathProbe { inner_bytes };
+        let mut payload = vec![0xee; probe.payload_len()];
+        assert_eq!(probe.write(&mut payload), Some(()));
+        assert_eq!(payload.len(), usize::from(inner_bytes));
+        assert_eq!(ControlMessage::parse(&payload), probe);
+        assert_eq!(ControlMessage::parse(&payload[..payload.len() - 1]), ControlMessage::Unknown(3));
+        payload.push(0);
+        assert_eq!(ControlMessage::parse(&payload), ControlMessage::Unknown(3));
+        let answer = ControlMessage::PathAnswer { inner_bytes };
+        let mut payload = [0xee; 3];
+        assert_eq!(answer.write(&mut payload), Some(()));
+        assert_eq!(ControlMessage::parse(&payload), answer);
+        assert_eq!(answer.write(&mut [0; 2]), None);
+    }
 }
 
 proptest! {

@@ -13,8 +13,7 @@ fn until_taken(swarm: &mut Swarm, origin: usize) -> Duration {
     let (start, mut asked) = (swarm.now, Vec::new());
     let taken = swarm.run_until(20 * SECOND, |swarm| {
         let (id, name) = (NetworkId::from_random(swarm.random()), format!("net-{}", swarm.clients.asked()));
-        let (labels, options) = (BTreeMap::new(), BTreeMap::new());
-        let spec = NetworkSpec { name, labels, options, encrypted: false, subnet: None, gateway: None };
+        let spec = NetworkSpec { name, ..NetworkSpec::default() };
         asked.push(swarm.ask(origin, Command::CreateNetwork { id, spec }));
         asked.iter().any(|op| swarm.clients.ends.get(op).is_some_and(Result::is_ok))
     });
