@@ -4,6 +4,7 @@ mod managers;
 
 use super::*;
 use crate::cluster::ring;
+use crate::overlay::DropReason;
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -199,7 +200,7 @@ fn a_node_without_managers_follows_the_activation_by_gossip() {
         swarm.run_for(3 * SECOND);
         swarm.cut_session(4, true);
         swarm.network.set_faults(Faults { delay_max: 20 * MILLISECOND, ..Faults::NONE });
-        let (delivered, sent) = (swarm.oracle.delivered, swarm.packets);
+        let (delivered, sent, early) = (swarm.oracle.delivered, swarm.packets, before_their_records(&swarm));
         swarm.stream(Some(50 * MILLISECOND));
         // The present next epoch was handed out to the node while it had a session: the first rotation is by timer.
         let active = swarm.epoch(EpochPhase::Next);
@@ -213,8 +214,17 @@ fn a_node_without_managers_follows_the_activation_by_gossip() {
         swarm.run_for(5 * SECOND);
         land(&mut swarm);
         assert!(!swarm.nodes[4].link.is_open());
-        assert_eq!(swarm.oracle.delivered - delivered, swarm.packets - sent, "seed {seed}");
+        // What ran on the node is placed elsewhere meanwhile: its first packet may come before the record of its address.
+        let early = before_their_records(&swarm) - early;
+        assert_eq!(swarm.oracle.delivered - delivered + early, swarm.packets - sent, "seed {seed}");
+        assert!(early <= 4, "seed {seed}: {early} packets came before the records of their senders");
     }
+}
+
+/// Packets that were dropped because their sender's address was not known yet.
+fn before_their_records(swarm: &Swarm) -> u64 {
+    let hosts = swarm.nodes.iter().filter_map(|node| node.host.as_ref());
+    hosts.map(|host| host.plane.drops().packets(DropReason::ForeignSource)).sum()
 }
 
 /// A node has no session for so many rotations, and then one again. What it shall run waits for it meanwhile.
