@@ -266,7 +266,7 @@ impl Core {
                     }
                 }
                 PathEvent::Carries { peer, inner_bytes } => {
-                    tracing::info!(%peer, inner_bytes, "what the way to a peer carries");
+                    tracing::debug!(%peer, inner_bytes, "what the way to a peer carries");
                     self.commands.push(DataCommand::SetPathMtu { peer, inner_bytes });
                 }
             }
