@@ -145,6 +145,46 @@ fn a_manager_on_a_full_then_read_only_disk_comes_back_by_itself() {
 }
 
 #[test]
+fn a_manager_that_starts_on_a_full_disk_waits_until_it_can_be_written() {
+    let net = Topology::new(1);
+    mount_small_disk(net.host(0));
+    let swarm = Swarm::bring_up(net, FAST, &[]);
+    let host = swarm.host(0);
+    create(host, "before").expect("a network");
+    host.expect_error("this manager cannot write its state");
+    let says = |reason: &str| {
+        wait_until("it says why", SETTLE, || {
+            let text = warning(host)?;
+            so(text.contains(reason), || text)
+        });
+    };
+    host.stop_daemon();
+    fill_disk(host);
+    // It ends as any other, too.
+    for _ in 0..2 {
+        host.start_daemon(&[]);
+        says("No space left on device");
+        host.formic(&["node", "ls"]).refused("this manager cannot write its state");
+        host.formic(&["swarm", "init"]).refused("This node is already part of a swarm.");
+        host.formic(&["swarm", "leave"]).refused("this manager cannot write its state");
+        host.stop_daemon();
+    }
+    host.start_daemon(&[]);
+    let pid = host.daemon_pid();
+    wait_until("it is not being written just now", SETTLE, || {
+        let mounted = host.run(&["mount", "-o", "remount,ro", &state(host)]);
+        so(mounted.code == 0, || mounted.describe())
+    });
+    says("Read-only file system");
+    host.run(&["mount", "-o", "remount,rw", &state(host)]).ok();
+    free_disk(host);
+    wait_until("it has its state", SETTLE, || has_networks(host, &["before".to_owned()]));
+    wait_until("it takes commands", SETTLE, || create(host, "after"));
+    swarm.wait_ready(1);
+    assert!(warning(host).is_err() && host.daemon_pid() == pid, "it was not started anew");
+}
+
+#[test]
 fn a_leader_that_is_stopped_hands_over() {
     let (swarm, tasks) = with_small_disks();
     let flow = Flow::start(&tasks[0], &tasks[1]);

@@ -1,6 +1,7 @@
 //! Init, join and leave: how this node's membership begins and ends.
 
 use super::address;
+use super::held::{Held, Why};
 use super::membership::Membership;
 use super::model::{InitRequest, JoinTarget, NodeError};
 use super::node::Node;
@@ -50,12 +51,16 @@ impl Node {
                 None
             }
             Role::Manager => match self.open_manager(&membership, None).await {
+                Err(NodeError::Disk(reason)) => {
+                    self.hold(&membership, Why::Disk(reason));
+                    spawn("the manager's disk", self.clone().outlast_disk());
+                    return Ok(());
+                }
                 Err(NodeError::Locked) => {
-                    tracing::warn!("{}", NodeError::Locked);
+                    self.hold(&membership, Why::Locked);
                     if self.inner.environment.store.identity().is_ok() {
                         tracing::warn!("{}", NOT_SEALED);
                     }
-                    self.inner.locked.store(Some(Arc::new(membership)));
                     return Ok(());
                 }
                 opened => Some(opened?),
@@ -67,8 +72,8 @@ impl Node {
     /// Makes a swarm with this node as its manager.
     pub async fn init(&self, request: InitRequest) -> Result<NodeId, NodeError> {
         let _changing = self.inner.changing.lock().await;
-        if request.force_new_cluster && self.inner.locked.load().is_some() {
-            return Err(NodeError::Locked);
+        if let Some(held) = self.inner.held.load_full().filter(|_| request.force_new_cluster) {
+            return Err(held.refusal());
         }
         if request.force_new_cluster
             && let Some(runtime) = self.inner.runtime.load_full()
@@ -207,8 +212,8 @@ impl Node {
     pub async fn leave(&self, force: bool) -> Result<(), NodeError> {
         let _changing = self.inner.changing.lock().await;
         let runtime = self.inner.runtime.load_full();
-        if runtime.is_none() && self.inner.locked.load().is_some() {
-            return self.leave_locked(force);
+        if let Some(held) = self.inner.held.load_full().filter(|_| runtime.is_none()) {
+            return self.leave_held(&held, force);
         }
         let Some(runtime) = runtime else {
             return Err(NodeError::Unavailable("This node is not part of a swarm".into()));
@@ -224,8 +229,11 @@ impl Node {
         self.forget()
     }
 
-    /// Without the unlock key nobody can be told: the others see this node down, as it is.
-    fn leave_locked(&self, force: bool) -> Result<(), NodeError> {
+    /// Nobody can be told: the others see this node down, as it is.
+    fn leave_held(&self, held: &Held, force: bool) -> Result<(), NodeError> {
+        if !force && !held.is_locked() {
+            return Err(held.refusal());
+        }
         if !force {
             let text = "Swarm is encrypted and locked. Please unlock it first or use `--force` to ignore this message.";
             return Err(NodeError::Unavailable(text.into()));
@@ -289,7 +297,7 @@ impl Node {
     }
 
     fn require_no_swarm(&self) -> Result<(), NodeError> {
-        if self.inner.runtime.load().is_some() || self.inner.locked.load().is_some() {
+        if self.inner.runtime.load().is_some() || self.inner.held.load().is_some() {
             let text = "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one.";
             return Err(NodeError::Unavailable(text.into()));
         }
@@ -329,7 +337,7 @@ impl Node {
     fn forget(&self) -> Result<(), NodeError> {
         self.inner.runtime.store(None);
         self.inner.environment.store.erase()?;
-        self.inner.locked.store(None);
+        self.inner.held.store(None);
         self.keep_unlock_key(None);
         self.remove_manager_state()
     }

@@ -1,6 +1,7 @@
 //! The node: its part in a swarm, its session with the managers, its tasks, its keys and its gossip.
 //!
 //! - `node`, `change`: the handle that the API holds; how a membership begins and ends.
+//! - `held`: a membership that waits for the unlock key, or for its disk.
 //! - `membership`: what makes this host a node, on disk. `machine`: what this host is.
 //! - `runtime`: what runs while the host is a node.
 //! - `session`: carries messages from and to a manager. `seek`: to which one (pure).
@@ -16,6 +17,7 @@ pub(crate) mod core;
 mod effects;
 mod engine;
 mod examine;
+mod held;
 mod machine;
 mod membership;
 mod model;

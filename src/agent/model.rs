@@ -30,6 +30,9 @@ pub enum NodeError {
     /// They are not locked (409).
     #[error("swarm is not locked")]
     NotLocked,
+    /// The manager's state cannot be used until its disk can (503).
+    #[error("{0}")]
+    Disk(String),
     /// Something failed (500).
     #[error("{0}")]
     Failed(String),

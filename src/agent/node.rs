@@ -1,8 +1,9 @@
 //! The handle that the API holds on this node.
 
 use super::engine::{End, Request, TaskExit};
-use super::membership::{Membership, MembershipStore};
-use super::model::{ExecIo, ExecRequest, ImageInfo, LOCKED, LocalTask, NodeError, Status, SwarmInfo, SwarmState};
+use super::held::Held;
+use super::membership::MembershipStore;
+use super::model::{ExecIo, ExecRequest, ImageInfo, LocalTask, NodeError, Status, SwarmInfo, SwarmState};
 use super::runtime::{Environment, Runtime};
 use super::spawn::spawn;
 use crate::dataplane::Offloads;
@@ -61,9 +62,9 @@ pub(super) struct Inner {
     /// Init, join, leave and restarts happen one at a time.
     pub(super) changing: smol::lock::Mutex<()>,
     pub(super) runtime: ArcSwapOption<Runtime>,
-    /// A manager's membership that cannot be taken up without the unlock key. Beside a runtime: of a node that was to
-    /// become a manager, and goes on as a worker meanwhile.
-    pub(super) locked: ArcSwapOption<Membership>,
+    /// A manager's membership that is not taken up. Beside a runtime: of a node that was to become a manager, and goes on
+    /// as a worker meanwhile.
+    pub(super) held: ArcSwapOption<Held>,
     /// See [`Node::keep_unlock_key`].
     pub(super) unlock_key: Mutex<Option<UnlockKey>>,
     execs: Mutex<BTreeMap<ExecId, ExitChannel>>,
@@ -96,7 +97,7 @@ impl Node {
             attaching: smol::lock::Mutex::new(()),
             changing: smol::lock::Mutex::new(()),
             runtime: ArcSwapOption::empty(),
-            locked: ArcSwapOption::empty(),
+            held: ArcSwapOption::empty(),
             unlock_key: Mutex::default(),
             execs: Mutex::default(),
             fatal,
@@ -110,6 +111,7 @@ impl Node {
     /// Stops everything, for the daemon's end. The membership stays on disk.
     pub async fn shut_down(&self) {
         let _changing = self.inner.changing.lock().await;
+        self.inner.held.store(None);
         // In place until it has stopped: the exits of its tasks are routed to it.
         if let Some(runtime) = self.inner.runtime.load_full() {
             runtime.stop(STOP_PATIENCE).await;
@@ -127,15 +129,8 @@ impl Node {
 
     /// This node's part in a swarm.
     pub fn swarm(&self) -> SwarmInfo {
-        if let Some(locked) = self.inner.locked.load_full() {
-            return SwarmInfo {
-                state: SwarmState::Locked,
-                error: LOCKED.to_owned(),
-                node: Some(locked.node),
-                address: Some(locked.addresses.control.ip()),
-                role: Some(locked.role),
-                managers: Vec::new(),
-            };
+        if let Some(held) = self.inner.held.load_full() {
+            return held.info();
         }
         let Some(runtime) = self.inner.runtime.load_full() else {
             return SwarmInfo {

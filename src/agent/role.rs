@@ -1,13 +1,14 @@
 //! This node as one of the managers, or not: what the managers say of it is followed.
 
 use super::change::{failed, manager_error};
+use super::held::Why;
 use super::membership::Membership;
 use super::model::NodeError;
 use super::node::Node;
 use super::renewal;
 use super::runtime::{Managers, Runtime};
 use super::session::within;
-use crate::manager::{Manager, NodeSeal};
+use crate::manager::{Manager, ManagerError, NodeSeal, StoreError};
 use crate::types::{NodeId, Role, UnlockKey};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -81,8 +82,11 @@ impl Node {
         key: Option<UnlockKey>,
     ) -> Result<(), NodeError> {
         let opened = self.open_manager(membership, key).await;
-        let waits = matches!(opened, Err(NodeError::Locked | NodeError::WrongKey(_)));
-        self.inner.locked.store(waits.then(|| Arc::new(membership.clone())));
+        match &opened {
+            Err(NodeError::Locked) => self.hold(membership, Why::Locked),
+            Err(NodeError::WrongKey(_)) => {}
+            _ => self.inner.held.store(None),
+        }
         runtime.manager.store(Some(Arc::new(opened?)));
         tracing::info!("this node is a manager now");
         Ok(())
@@ -90,7 +94,7 @@ impl Node {
 
     async fn end_manager(&self, runtime: &Runtime) -> Result<(), NodeError> {
         self.keep_unlock_key(None);
-        self.inner.locked.store(None);
+        self.inner.held.store(None);
         if let Some(manager) = runtime.manager.swap(None) {
             manager.stop().await;
         }
@@ -104,16 +108,17 @@ impl Node {
     /// for a session: the swarm may have no leader before more of its managers are unlocked.
     pub async fn unlock(&self, key: UnlockKey) -> Result<(), NodeError> {
         let _changing = self.inner.changing.lock().await;
-        let membership = self.inner.locked.load_full().ok_or(NodeError::NotLocked)?;
+        let held = self.inner.held.load_full().filter(|held| held.is_locked()).ok_or(NodeError::NotLocked)?;
+        let membership = &held.membership;
         if let Some(runtime) = self.inner.runtime.load_full() {
-            return self.begin_to_manage(&runtime, &membership, Some(key)).await;
+            return self.begin_to_manage(&runtime, membership, Some(key)).await;
         }
-        let manager = self.open_manager(&membership, Some(key)).await?;
-        if let Err(error) = self.start((*membership).clone(), Some(manager.clone())) {
+        let manager = self.open_manager(membership, Some(key)).await?;
+        if let Err(error) = self.start(membership.clone(), Some(manager.clone())) {
             manager.stop().await;
             return Err(error);
         }
-        self.inner.locked.store(None);
+        self.inner.held.store(None);
         tracing::info!("unlocked");
         Ok(())
     }
@@ -159,7 +164,7 @@ impl Node {
         let directory = self.manager_dir();
         let manager = if Manager::exists(&directory) {
             let key = unlock.or_else(|| self.kept_unlock_key());
-            Manager::unlock(&directory, key).await.map_err(manager_error)?
+            Manager::unlock(&directory, key).await.map_err(reopen_error)?
         } else {
             let identity = self.inner.environment.store.identity()?;
             Manager::join(&directory, &identity, &membership.others()).await.map_err(manager_error)?
@@ -204,5 +209,15 @@ impl Node {
     pub(super) fn current_membership(&self, runtime: &Runtime) -> Result<Membership, NodeError> {
         let stored = self.inner.environment.store.load()?;
         Ok(stored.unwrap_or_else(|| Membership { role: runtime.role(), ..runtime.membership.clone() }))
+    }
+}
+
+/// What a disk does to a state that is there is waited for.
+fn reopen_error(error: ManagerError) -> NodeError {
+    match error {
+        ManagerError::Store(error @ StoreError::File { .. }) => {
+            NodeError::Disk(ManagerError::Stalled(error).to_string())
+        }
+        other => manager_error(other),
     }
 }

@@ -95,7 +95,7 @@ impl From<NodeError> for ApiError {
             NodeError::Invalid(_) => StatusCode::BAD_REQUEST,
             NodeError::Forbidden(_) => StatusCode::FORBIDDEN,
             NodeError::NotFound(_) => StatusCode::NOT_FOUND,
-            NodeError::Unavailable(_) | NodeError::Locked => StatusCode::SERVICE_UNAVAILABLE,
+            NodeError::Unavailable(_) | NodeError::Locked | NodeError::Disk(_) => StatusCode::SERVICE_UNAVAILABLE,
             NodeError::WrongKey(_) => StatusCode::UNAUTHORIZED,
             NodeError::NotLocked => StatusCode::CONFLICT,
             NodeError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,

@@ -41,6 +41,7 @@ pub use socket::{ApiSocket, SocketError, bind};
 use crate::agent::{LOCKED, Node, SwarmState};
 use crate::api::time;
 use crate::cluster::State;
+use crate::types::Role;
 use backend::Backend;
 use error::ApiError;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
@@ -296,8 +297,13 @@ fn no_registry(image: &[&str]) -> Result<respond::Response, ApiError> {
 /// The replicated state, or why there is none here.
 fn manager_state(backend: &dyn Backend) -> Result<Arc<State>, ApiError> {
     backend.state().ok_or_else(|| {
-        let inactive = backend.swarm().state == SwarmState::Inactive;
-        ApiError::unavailable(if inactive { error::NOT_IN_SWARM } else { error::WORKER })
+        let swarm = backend.swarm();
+        ApiError::unavailable(match swarm.role {
+            _ if swarm.state == SwarmState::Inactive => error::NOT_IN_SWARM,
+            // One that cannot use its state says why.
+            Some(Role::Manager) if !swarm.error.is_empty() => &swarm.error,
+            _ => error::WORKER,
+        })
     })
 }
 
