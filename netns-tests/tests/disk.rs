@@ -219,18 +219,19 @@ fn a_worker_on_a_full_disk_stores_its_new_certificate_when_there_is_room() {
     let worker = swarm.host(1);
     worker.expect_error("certificates cannot be stored yet");
     fill_disk(worker);
-    // Waits until the worker works with a certificate of the new root, and the former one is dropped.
-    swarm.manager().formic(&["swarm", "ca", "--rotate"]).ok();
-    wait_until("the former root is dropped", SETTLE, || {
-        let cluster = swarm.manager().try_get("/swarm")?;
-        so(cluster["RootRotationInProgress"] == false, || "in progress".into())
+    swarm.manager().formic(&["swarm", "ca", "--rotate", "--detach"]).ok();
+    wait_until("the worker uses a new certificate", SETTLE, || {
+        so(worker.log().contains("this node has a new certificate"), || worker.log())
     });
+    let in_progress = || swarm.manager().try_get("/swarm").map(|cluster| cluster["RootRotationInProgress"] == true);
+    assert_eq!(in_progress(), Ok(true), "with the former root dropped the worker could not come back");
     let root: String = swarm.manager().formic(&["swarm", "ca"]).ok().lines().skip(1).take(3).collect();
     let stored =
         || worker.run(&["cat", &format!("{}/node/identity.pem", state(worker))]).ok().lines().collect::<String>();
     assert!(!stored().contains(&root), "there is no room for it");
     free_disk(worker);
     wait_until("it is stored", SETTLE, || so(stored().contains(&root), || "the former one".into()));
+    wait_until("the former root is dropped", SETTLE, || so(!in_progress()?, || "in progress".into()));
     // With the former one it could not come back.
     worker.stop_daemon();
     worker.start_daemon(&[]);
