@@ -1,5 +1,7 @@
 //! The command line: golden help, golden sessions against a served fake daemon, the normaliser, exit codes.
 
+mod wrong_uses;
+
 use super::argv::{self, Normal};
 use super::session::Session;
 use super::{Formic, Stop, execute, image, parse, service, status, swarm};

@@ -64,7 +64,15 @@ impl Walk {
         let number = self.created;
         if b.is_multiple_of(2) {
             let subnet = format!("10.3.0.{}/29", c & 0xf8);
-            self.swarm.propose(create_network(number, if b.is_multiple_of(4) { Some(&subnet) } else { None }));
+            let subnet = b.is_multiple_of(4).then_some(subnet.as_str());
+            let spec = NetworkSpec { attachable: c.is_multiple_of(2), ..network_spec(&format!("net{number}"), subnet) };
+            self.swarm.propose(Command::CreateNetwork { id: network(number), spec });
+        } else if b.is_multiple_of(3) {
+            let (node, network) = (node(u64::from(c % 5) + 1), self.any_network(c));
+            let (name, image, aliases) = ("box".to_owned(), "netns:box".to_owned(), vec![]);
+            let request = AttachRequest { name, image, network, address: None, aliases };
+            let boot = self.swarm.boot_of(node);
+            self.swarm.propose(Command::Attach { node, boot, id: TaskId(id(5000 + number)), request });
         } else {
             let id = self.any_network(c);
             let mut spec = service_spec(&format!("svc{number}"), &[], u64::from(c % 5));
