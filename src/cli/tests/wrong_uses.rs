@@ -228,7 +228,14 @@ fn docker(socket: &Path, line: &str) -> (String, i32) {
     command.env("DOCKER_CONFIG", "/nonexistent").args(line.split(' '));
     let output = command.output().expect("this test needs the docker client on PATH (docker.io or docker-cli)");
     let err = String::from_utf8_lossy(&output.stderr).into_owned();
-    let said: Vec<&str> =
-        err.lines().filter_map(|line| line.split_once("Error response from daemon: ")).map(|(_, said)| said).collect();
+    // The client of Docker 20.10 has words of its own for what is not found, and ends what `run` says with a full stop.
+    let marks = ["Error response from daemon: ", "Error: "];
+    let said = err.lines().filter_map(|line| marks.iter().find_map(|mark| Some(line.split_once(mark)?.1)));
+    let said: Vec<&str> = said.map(|said| said.trim_end_matches('.')).map(not_found).collect();
     (said.join("\n"), output.status.code().unwrap_or(-1))
+}
+
+fn not_found(said: &str) -> &str {
+    let lower = said.to_lowercase();
+    if lower.contains("no such ") || lower.ends_with(" not found") { "(not found)" } else { said }
 }
