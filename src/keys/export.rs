@@ -29,23 +29,25 @@ impl NodeKeys {
             Some(Transform::Gmac) => return Err(NoTable::NotSecret),
             Some(Transform::Gcm) => {}
         }
-        let mut sas = Vec::new();
+        let mut identities = Vec::new();
         let begun = self.held.iter().filter(|(epoch, _)| Some(**epoch) <= self.active);
         for (&epoch, held) in begun {
             let Some(key) = held.networks.get(&network) else { continue };
             for (_, pair) in self.pairs.iter().filter(|((of, _), _)| *of == network) {
-                for identity in pair.outbounds(epoch).chain(pair.inbounds(epoch)) {
-                    let outbound = identity.src == self.config.node;
-                    let public = if outbound { identity.dst_public } else { identity.src_public };
-                    // It agreed when the SA was installed.
-                    let Ok(shared) = held.secret.agree(&public) else { continue };
-                    sas.push(SaKeys::derive(key, &shared, &identity));
-                }
+                let both = pair.outbounds(epoch).chain(pair.inbounds(epoch));
+                identities.extend(both.map(|identity| (identity, &held.secret, key)));
             }
         }
-        if sas.is_empty() {
+        if identities.is_empty() {
             return Err(NoTable::NoPeer);
         }
-        Ok(wireshark_table(&sas, outer_ipv6))
+        let sas = identities.iter().filter_map(|(identity, secret, key)| {
+            let outbound = identity.src == self.config.node;
+            let public = if outbound { identity.dst_public } else { identity.src_public };
+            // It agreed when the SA was installed.
+            let shared = secret.agree(&public).ok()?;
+            Some(SaKeys::derive(key, &shared, identity))
+        });
+        Ok(wireshark_table(identities.len(), sas, outer_ipv6))
     }
 }
