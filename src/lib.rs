@@ -77,6 +77,8 @@
 //! | [`cli`] | one file per noun; talks to `api`'s client only | shell |
 //! | [`sim`] | virtual time and network, whole swarms in one process | tests |
 //!
+//! [`threat_model`] says who may do what with which key in hand, and which test shows it.
+//!
 //! # Keys in short
 //!
 //! The managers hold one random *master* per epoch, at most three: previous, current, next. A node is given the gossip
@@ -155,6 +157,8 @@ pub mod daemon;
 pub mod dataplane;
 pub mod doctor;
 pub mod esp;
+#[cfg(test)]
+mod fuzz;
 pub mod gossip;
 pub mod helper;
 pub mod keys;
@@ -165,6 +169,8 @@ pub mod path;
 pub mod raft;
 pub mod sim;
 pub mod sys;
+#[doc = include_str!("threat_model.md")]
+pub mod threat_model {}
 pub mod tls;
 pub mod types;
 pub mod wire;

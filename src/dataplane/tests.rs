@@ -2,6 +2,8 @@
 
 mod devices;
 mod fairness;
+mod forgery;
+mod fuzz_tests;
 mod harness;
 mod offloads;
 mod refusals;

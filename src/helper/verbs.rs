@@ -509,3 +509,6 @@ fn require(holds: bool, text: &str) -> Result<(), VerbError> {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod fuzz_tests;

@@ -1,3 +1,4 @@
+mod fuzz_tests;
 mod mutations;
 
 use super::testing::{Sent, Traffic, normalised};

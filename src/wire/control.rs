@@ -332,3 +332,6 @@ pub struct NetworkView {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod fuzz_tests;

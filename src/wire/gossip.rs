@@ -385,3 +385,7 @@ impl Payload {
 #[cfg(test)]
 #[path = "gossip_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "gossip_fuzz_tests.rs"]
+mod fuzz_tests;

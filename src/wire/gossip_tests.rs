@@ -8,13 +8,13 @@ fn cluster() -> ClusterId {
     ClusterId::from_random([1; 17])
 }
 
-struct Fixture {
-    key: Key32,
-    header: Header,
-    to: (NodeId, BootId),
+pub(super) struct Fixture {
+    pub(super) key: Key32,
+    pub(super) header: Header,
+    pub(super) to: (NodeId, BootId),
 }
 
-fn pair() -> Fixture {
+pub(super) fn pair() -> Fixture {
     let (ours, theirs) = (X25519Secret::new(&Key32::new([2; 32])), X25519Secret::new(&Key32::new([3; 32])));
     let source = Party { node: NodeId::from_random([4; 17]), boot: BootId([5; 8]), public: ours.public() };
     let destination = Party { node: NodeId::from_random([6; 17]), boot: BootId([7; 8]), public: theirs.public() };
@@ -25,11 +25,11 @@ fn pair() -> Fixture {
     Fixture { key, header, to: (destination.node, destination.boot) }
 }
 
-fn hello_header() -> Header {
+pub(super) fn hello_header() -> Header {
     Header { form: Form::Hello { nonce: [10; 12] }, ..pair().header }
 }
 
-fn messages() -> Vec<Message> {
+pub(super) fn messages() -> Vec<Message> {
     let item = Item { hash: [1; 8], fork_age: 0, index: 300, epoch: Epoch(9) };
     vec![
         Message::News,
@@ -44,7 +44,7 @@ fn messages() -> Vec<Message> {
     ]
 }
 
-fn payload(message: Message) -> Payload {
+pub(super) fn payload(message: Message) -> Payload {
     let update = Update {
         node: NodeId::from_random([6; 17]),
         boot: BootId([7; 8]),

@@ -2,6 +2,7 @@
 //! to have changed nothing, and the entry is kept so that the log can be replayed.
 
 mod exposure;
+mod fuzz_tests;
 mod keys;
 mod networks;
 mod nodes;

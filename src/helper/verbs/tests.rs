@@ -22,7 +22,7 @@ fn launch(command: CommandSpec, hostname: &str) -> Verb {
     Verb::StartTask(TaskLaunch { task: task(), image, command, hostname: hostname.to_owned() })
 }
 
-fn verbs() -> Vec<Verb> {
+pub(super) fn verbs() -> Vec<Verb> {
     let mut with_env = command(&["sh", "-c", "true"]);
     with_env.env = Environment(vec!["A=b".to_owned()]);
     with_env.dir = "/tmp".to_owned();

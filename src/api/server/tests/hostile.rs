@@ -17,7 +17,7 @@ const ROUTED: usize = 10_000;
 /// Mutated byte streams to the socket.
 const RAW: usize = 500;
 
-const REQUESTS: [(&str, &str, &str); 14] = [
+pub(super) const REQUESTS: [(&str, &str, &str); 14] = [
     (
         "POST",
         "/v1.50/networks/create",

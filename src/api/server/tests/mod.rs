@@ -2,6 +2,7 @@
 
 mod debug;
 mod docker_client;
+mod fuzz_tests;
 mod hostile;
 mod networks;
 mod pure;
