@@ -125,7 +125,7 @@ fn namespaces_go_on_attachable_networks_only() {
     assert_eq!(api.call("POST", "/networks/create", &open).0, 201);
     let attach = |network: &str, address: &str| json!({"netns": "blue", "network": network, "address": address});
     assert_eq!(api.refused("POST", "/formic/attachments", &attach("net", ""), 403), REFUSAL);
-    assert_eq!(api.refused("POST", "/formic/attachments", &attach("no", ""), 404), "network no not found");
+    assert_eq!(api.refused("POST", "/formic/attachments", &attach("missing", ""), 404), "network missing not found");
     assert_eq!(api.refused("POST", "/formic/attachments", &attach("open", "x"), 400), "invalid address \"x\"");
     let (status, attached) = api.call("POST", "/formic/attachments", &attach("open", "10.0.2.77"));
     assert_eq!((status, &attached["address"]), (201, &json!("10.0.2.77/24")), "{attached}");
