@@ -108,17 +108,18 @@ impl KnownBlock {
 mod tests {
     use super::*;
 
+    /// A process whose environment holds the word, and nothing else does.
+    fn holder(word: &str) -> std::process::Child {
+        std::process::Command::new("sleep").arg("60").env("WORD", word).spawn().expect("sleep starts")
+    }
+
     #[test]
-    fn a_secret_of_this_process_is_found_and_then_gone() {
-        let mut secret: Vec<u8> = (0..32).map(|number: u8| number.wrapping_mul(37) ^ 0x5c).collect();
-        let wanted: Vec<u8> = secret.iter().map(|byte| !byte).collect();
-        let find = || {
-            let needle: Vec<u8> = wanted.iter().map(|byte| !byte).collect();
-            Memory::of(std::process::id()).places_of(&needle).len()
-        };
-        let with = find();
-        secret.fill(0);
-        assert!(find() < with, "the secret was one of {with} places");
-        assert_eq!(secret, [0; 32]);
+    fn what_is_in_a_process_is_found_and_what_is_not_is_not() {
+        let mut child = holder("a-word-of-this-test-1");
+        let places = |word: &str| Memory::of(child.id()).places_of(word.as_bytes()).len();
+        let (there, other) = (places("a-word-of-this-test-1"), places("a-word-of-this-test-2"));
+        child.kill().expect("the child is killed");
+        child.wait().expect("the child ends");
+        assert!(there > 0 && other == 0, "{there} and {other} places");
     }
 }

@@ -215,7 +215,8 @@ pub(super) fn step(
     (replaced, commands)
 }
 
-fn is_wanted(task: &Task, service: &Service) -> bool {
+/// Whether the service still has the place of this task.
+pub(super) fn is_wanted(task: &Task, service: &Service) -> bool {
     match service.spec.mode {
         ServiceMode::Replicated { replicas } => task.slot <= replicas,
         ServiceMode::Global => true,

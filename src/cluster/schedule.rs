@@ -49,15 +49,15 @@ pub fn plan(state: &State, now: UnixTime, ids: &mut dyn FnMut() -> TaskId) -> Ve
     // First of all: places that wait may get the room.
     let stops = planner.replaced.iter().map(|id| Command::ShutDownTask { id: *id, remove: false });
     planner.commands = finished.into_iter().chain(stops).collect();
+    planner.clear_unwanted();
     for service in state.services.values().filter(|service| !service.removing) {
         for place in places_of(state, service, &places) {
             if planner.commands.len() >= PLAN_COMMANDS {
                 return planner.commands;
             }
             let tasks = places.remove(&(service.id, place)).unwrap_or_default();
-            match (service.spec.mode, place) {
-                (ServiceMode::Replicated { replicas }, Place::Slot(slot)) if slot > replicas => planner.clear(&tasks),
-                _ => planner.plan_place(service, place, tasks),
+            if tasks.iter().all(|task| rollout::is_wanted(task, service)) {
+                planner.plan_place(service, place, tasks);
             }
         }
     }
@@ -188,10 +188,14 @@ impl<'a> Planner<'a> {
         *reserved = reserved.plus(resources);
     }
 
-    /// The tasks of a place that is not wanted any more.
-    fn clear(&mut self, tasks: &[&Task]) {
-        let left = tasks.iter().filter(|task| task.desired != TaskState::Remove);
-        self.commands.extend(left.map(|task| Command::ShutDownTask { id: task.id, remove: true }));
+    /// Takes away the tasks of places that are not wanted any more.
+    fn clear_unwanted(&mut self) {
+        let unwanted = self.state.tasks.values().filter(|task| {
+            let service = self.state.services.get(&task.service).filter(|service| !service.removing);
+            task.desired != TaskState::Remove && service.is_some_and(|service| !rollout::is_wanted(task, service))
+        });
+        let room = PLAN_COMMANDS.saturating_sub(self.commands.len());
+        self.commands.extend(unwanted.take(room).map(|task| Command::ShutDownTask { id: task.id, remove: true }));
     }
 
     fn plan_place(&mut self, service: &'a Service, place: Place, mut tasks: Vec<&'a Task>) {
@@ -222,7 +226,8 @@ impl<'a> Planner<'a> {
     }
 
     fn stays(&self, task: &Task, service: &Service) -> bool {
-        can_stay(self.state, task, service)
+        rollout::is_wanted(task, service)
+            && can_stay(self.state, task, service)
             && !self.squeezed_out.contains(&task.id)
             && !self.replaced.contains(&task.id)
     }
