@@ -118,10 +118,15 @@ fn the_network_process_has_no_rights_and_shows_no_secrets() {
         let threads: Vec<_> = threads.map(|thread| thread.file_name().to_string_lossy().into_owned()).collect();
         assert!(threads.len() > 3, "{threads:?}");
         for thread in &threads {
-            let status = |field| status_of_thread(daemon, thread, field);
-            assert_eq!([status("NoNewPrivs"), status("Seccomp")], ["1", "2"], "thread {thread} of {threads:?}");
-            for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
-                assert_eq!(u64::from_str_radix(&status(set), 16), Ok(0), "{set} of thread {thread} of {threads:?}");
+            let fields = ["NoNewPrivs", "Seccomp", "CapInh", "CapPrm", "CapEff", "CapAmb"];
+            let [privileges, filter, capabilities @ ..] = fields.map(|field| status_of_thread(daemon, thread, field));
+            // One of the pool's had nothing to do and ended.
+            if !std::path::Path::new(&format!("/proc/{daemon}/task/{thread}")).exists() {
+                continue;
+            }
+            assert_eq!([privileges, filter], ["1", "2"], "thread {thread} of {threads:?}");
+            for set in capabilities {
+                assert_eq!(u64::from_str_radix(&set, 16), Ok(0), "thread {thread} of {threads:?}");
             }
         }
         let limits = std::fs::read_to_string(format!("/proc/{daemon}/limits")).expect("the limits");

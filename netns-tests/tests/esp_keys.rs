@@ -40,9 +40,9 @@ struct Shown {
 }
 
 impl Shown {
-    /// An inner packet, or a control message with its padding of one octet, its length, and next header 59.
+    /// An inner packet, or a control message with its padding and next header 59.
     fn is_decrypted(&self) -> bool {
-        self.next_header == Some(4) || matches!(self.data[..], [0..=2, 1, 1, 59])
+        self.next_header == Some(4) || matches!(self.data[..], [0..=4, .., 59])
     }
 }
 

@@ -65,7 +65,13 @@ fn it_runs_beside_a_docker_swarm() {
     first.formic(&["network", "create", "--driver", "overlay", "--opt", "encrypted", "net"]).ok();
     let create = ["service", "create", "--mode", "global", "--name", "web", "--network", "net", "host"];
     first.formic(&[&create, IDLE].concat()).ok();
-    let tasks = list(first.get("/tasks"));
+    let running =
+        || list(first.get("/tasks")).into_iter().filter(|task| task["Status"]["State"] == "running").collect();
+    wait_until("a task runs on each host", SETTLE, || {
+        let tasks: Vec<Value> = running();
+        so(tasks.len() == 2, || format!("{tasks:#?}"))
+    });
+    let tasks = running();
     let other = |task: &&Value| task["NodeID"] != first.status()["swarm"]["node"];
     let other = tasks.iter().find(other).expect("a task on the second host");
     let there = text(&other["NetworksAttachments"][0]["Addresses"][0]);
