@@ -105,6 +105,10 @@ pub(super) fn check_details(subnet: &IpNet, gateway: IpAddr, spec: &NetworkSpec)
     if let Some(range) = ip_range.filter(|range| !subnet.contains(range)) {
         return Err(Refusal::Invalid(format!("ip-range {range} is not in subnet {subnet}")));
     }
+    if let Some(range) = ip_range.filter(|_| room(subnet, gateway, spec) == 0) {
+        let text = format!("ip-range {range} holds no address of subnet {subnet} that can be given");
+        return Err(Refusal::Invalid(text));
+    }
     if auxiliary.len() > AUXILIARY {
         return Err(Refusal::Invalid(format!("at most {AUXILIARY} auxiliary addresses are allowed")));
     }
@@ -129,10 +133,7 @@ pub(super) fn check_details(subnet: &IpNet, gateway: IpAddr, spec: &NetworkSpec)
 impl Network {
     /// How many tasks it has room for.
     pub fn capacity(&self) -> u128 {
-        let range = self.range();
-        let inside = |address: &&IpAddr| range.contains(&number_of(**address));
-        let reserved: BTreeSet<&IpAddr> = self.spec.auxiliary.values().chain([&self.gateway]).filter(inside).collect();
-        (range.end() - range.start()).saturating_add(1).saturating_sub(reserved.len() as u128)
+        room(&self.subnet, self.gateway, &self.spec)
     }
 
     /// How many more tasks it has room for.
@@ -142,13 +143,8 @@ impl Network {
         self.capacity().saturating_sub(taken as u128)
     }
 
-    /// The addresses that are given without being asked for.
     fn range(&self) -> RangeInclusive<u128> {
-        let hosts = hosts(&self.subnet);
-        match self.spec.ip_range.map(|range| span(&range)) {
-            Some(range) => *range.start().max(hosts.start())..=*range.end().min(hosts.end()),
-            None => hosts,
-        }
+        given(&self.subnet, &self.spec)
     }
 
     /// Whether it is the gateway's or an auxiliary address.
@@ -180,6 +176,9 @@ impl Network {
     /// The next free address from the cursor on, going round once.
     pub(super) fn next_free(&self) -> Option<IpAddr> {
         let range = self.range();
+        if range.is_empty() {
+            return None;
+        }
         let mut number = self.cursor.clamp(*range.start(), *range.end());
         // Each step passes an address that is taken, or reserved as the gateway is.
         for _ in 0..=self.addresses.len().saturating_add(self.spec.auxiliary.len()).saturating_add(1) {
@@ -201,6 +200,25 @@ impl Network {
             self.cursor = following(number, &range);
         }
     }
+}
+
+/// The addresses that are given without being asked for; none if the wanted range holds only the network's own or the
+/// broadcast address.
+fn given(subnet: &IpNet, spec: &NetworkSpec) -> RangeInclusive<u128> {
+    let hosts = hosts(subnet);
+    match spec.ip_range.map(|range| span(&range)) {
+        Some(range) => *range.start().max(hosts.start())..=*range.end().min(hosts.end()),
+        None => hosts,
+    }
+}
+
+/// How many of them there are, without the reserved ones.
+fn room(subnet: &IpNet, gateway: IpAddr, spec: &NetworkSpec) -> u128 {
+    let range = given(subnet, spec);
+    let inside = |address: &&IpAddr| range.contains(&number_of(**address));
+    let reserved: BTreeSet<&IpAddr> = spec.auxiliary.values().chain([&gateway]).filter(inside).collect();
+    let numbers = range.end().saturating_add(1).saturating_sub(*range.start());
+    numbers.saturating_sub(reserved.len() as u128)
 }
 
 fn following(number: u128, hosts: &RangeInclusive<u128>) -> u128 {

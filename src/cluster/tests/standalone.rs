@@ -125,6 +125,44 @@ fn addresses_come_from_the_range_and_never_are_auxiliary_ones() {
 }
 
 #[test]
+fn a_range_without_an_address_to_give_is_refused() {
+    let mut swarm = Swarm::with_workers(1);
+    let spec = |range: &str| NetworkSpec {
+        attachable: true,
+        ip_range: Some(range.parse().unwrap()),
+        auxiliary: BTreeMap::from([
+            ("a".into(), "10.9.0.4".parse().unwrap()),
+            ("b".into(), "10.9.0.5".parse().unwrap()),
+            ("c".into(), "10.9.0.5".parse().unwrap()),
+        ]),
+        ..network_spec("net1", Some("10.9.0.0/24"))
+    };
+    for range in ["10.9.0.0/32", "10.9.0.255/32", "10.9.0.1/32", "10.9.0.0/31", "10.9.0.4/31", "10.9.0.5/32"] {
+        let refused = swarm.refused(Command::CreateNetwork { id: network(1), spec: spec(range) });
+        assert_eq!(refused, format!("ip-range {range} holds no address of subnet 10.9.0.0/24 that can be given"));
+    }
+    for (number, (range, room)) in (1..).zip([("10.9.0.2/32", 1), ("10.9.0.254/31", 1), ("10.9.0.0/29", 4)]) {
+        let mut spec = spec(range);
+        spec.name = format!("net{number}");
+        swarm.ok(Command::CreateNetwork { id: network(number), spec });
+        assert_eq!(swarm.state.networks[&network(number)].capacity(), room);
+        swarm.ok(attach(number, wanted(number, None)));
+        swarm.confirm(task(number));
+        swarm.ok(Command::RemoveNetwork { id: network(number) });
+    }
+}
+
+#[test]
+fn a_stored_network_with_an_empty_range_gives_nothing() {
+    for range in ["10.7.0.0/32", "10.7.0.7/32"] {
+        let mut swarm = swarm();
+        let empty = swarm.state.networks.get_mut(&network(1)).unwrap();
+        empty.spec.ip_range = Some(range.parse().unwrap());
+        assert_eq!((empty.capacity(), empty.free(), empty.next_free()), (0, 0, None));
+    }
+}
+
+#[test]
 fn what_a_network_cannot_have_is_refused() {
     let mut swarm = Swarm::with_workers(1);
     let spec = || network_spec("net1", Some("10.9.0.0/24"));
