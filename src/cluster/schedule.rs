@@ -39,7 +39,7 @@ const REJECTIONS_UNTIL_AVOIDED: usize = 3;
 /// What to propose now, in order. Empty once all of it is applied. `ids` draws the ids of new tasks.
 pub fn plan(state: &State, now: UnixTime, ids: &mut dyn FnMut() -> TaskId) -> Vec<Command> {
     let mut places = Places::new();
-    for task in state.tasks.values() {
+    for task in state.tasks.values().filter(|task| task.standalone.is_none()) {
         places.entry((task.service, Place::of(task))).or_default().push(task);
     }
     let squeezed_out = squeezed_out(state);

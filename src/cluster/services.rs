@@ -24,6 +24,10 @@ impl State {
         if self.services.contains_key(&id) {
             return Err(Refusal::Conflict(format!("service with id {id} already exists")));
         }
+        // What is attached has its own id in the place of a service's.
+        if self.tasks.contains_key(&TaskId(id.0)) {
+            return Err(Refusal::Conflict(format!("{id} is the id of a task")));
+        }
         check_room("services", self.services.len(), SERVICES)?;
         self.check_service(id, spec)?;
         let (spec, version) = (spec.clone(), self.index);

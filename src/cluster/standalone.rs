@@ -1,6 +1,6 @@
 //! What a node puts on an attachable network by itself: a container of `run`, or a namespace of its operator.
 //!
-//! It is a task that belongs to no service. Its node asks for it and keeps what runs there to itself; the managers give
+//! It is a task that belongs to no service (what stands for its service is its own id, which no service may have). Its node asks for it and keeps what runs there to itself; the managers give
 //! it its address, and its node the keys of the network, as for every task. Nobody replaces it, and nothing is kept of
 //! it once its node says that it is gone.
 
@@ -31,6 +31,9 @@ impl State {
         if let Some(known) = self.tasks.get(&id) {
             let own = known.standalone.is_some() && known.node == Some(node);
             return if own { done() } else { Err(Refusal::Conflict(format!("task with id {id} already exists"))) };
+        }
+        if self.services.contains_key(&ServiceId(id.0)) {
+            return Err(Refusal::Conflict(format!("{id} is the id of a service")));
         }
         check_request(request)?;
         let of_node = |task: &&Task| task.standalone.is_some() && task.node == Some(node);

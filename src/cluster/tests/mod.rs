@@ -249,6 +249,7 @@ fn check_tasks(state: &State) {
         let nodes = [task.node, task.bound_to];
         assert!(nodes.iter().flatten().all(|node| state.nodes.contains_key(node)), "a task on a node that is gone");
         assert!(task.bound_to.is_none() || task.node.is_none() || task.node == task.bound_to, "on another node");
+        assert!(task.standalone.is_none() || !state.services.contains_key(&task.service), "attached, and of a service");
         assert!(!task.gone || (task.status.state.is_terminal() && task.desired > TaskState::Running));
     }
     for service in state.services.values().filter(|service| service.removing) {

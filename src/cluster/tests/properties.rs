@@ -72,13 +72,21 @@ impl Walk {
             let (name, image, aliases) = ("box".to_owned(), "netns:box".to_owned(), vec![]);
             let request = AttachRequest { name, image, network, address: None, aliases };
             let boot = self.swarm.boot_of(node);
-            self.swarm.propose(Command::Attach { node, boot, id: TaskId(id(5000 + number)), request });
+            // A hostile node takes the id of a service or another task.
+            let id = match c / 5 % 4 {
+                0 => TaskId(self.any_service(c).0),
+                1 => pick(self.swarm.state.tasks.keys().copied(), c).unwrap_or(TaskId(id(5000 + number))),
+                _ => TaskId(id(5000 + number)),
+            };
+            self.swarm.propose(Command::Attach { node, boot, id, request });
         } else {
             let id = self.any_network(c);
             let mut spec = service_spec(&format!("svc{number}"), &[], u64::from(c % 5));
             spec.networks = vec![(id, vec![])];
             place(&mut spec, c / 5);
-            self.swarm.propose(Command::CreateService { id: service(number), spec });
+            let of_task = pick(self.swarm.state.tasks.keys().copied(), b).filter(|_| c.is_multiple_of(7));
+            let id = of_task.map_or(service(number), |task| ServiceId(task.0));
+            self.swarm.propose(Command::CreateService { id, spec });
         }
     }
 

@@ -67,6 +67,22 @@ fn only_an_attachable_network_takes_it() {
 }
 
 #[test]
+fn its_id_is_no_services() {
+    let mut swarm = swarm();
+    swarm.ok(create_service(1, &[], 1));
+    swarm.schedule();
+    let id = TaskId(service(1).0);
+    let taken = Command::Attach { node: node(1), boot: boot(1), id, request: wanted(1, None) };
+    assert_eq!(swarm.refused(taken), format!("{id} is the id of a service"));
+    swarm.ok(attach(1, wanted(1, None)));
+    let id = ServiceId(task(1).0);
+    let create = || Command::CreateService { id, spec: service_spec("svc2", &[1], 1) };
+    assert_eq!(swarm.refused(create()), format!("{id} is the id of a task"));
+    swarm.confirm(task(1));
+    swarm.ok(create());
+}
+
+#[test]
 fn an_address_can_be_asked_for() {
     let mut swarm = swarm();
     swarm.ok(attach(1, wanted(1, Some("10.7.0.5"))));
