@@ -83,6 +83,22 @@ fn its_id_is_no_services() {
 }
 
 #[test]
+fn what_is_history_takes_no_room() {
+    let mut swarm = swarm();
+    swarm.ok(create_service(1, &[], 1));
+    swarm.schedule();
+    let sample = swarm.task(swarm.live(service(1))[&1]).clone();
+    for number in 0..limits::TASKS {
+        let id = TaskId(id(1_000_000 + number));
+        swarm.state.tasks.insert(id, Task { id, gone: true, attachments: vec![], ..sample.clone() });
+    }
+    swarm.quick(attach(1, wanted(1, None)));
+    swarm.state.tasks.values_mut().for_each(|task| task.gone = false);
+    let entry = Entry { at: swarm.now, command: attach(2, wanted(1, None)) };
+    assert!(swarm.state.apply(&entry).0.is_err(), "what is there does");
+}
+
+#[test]
 fn an_address_can_be_asked_for() {
     let mut swarm = swarm();
     swarm.ok(attach(1, wanted(1, Some("10.7.0.5"))));
