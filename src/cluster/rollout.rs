@@ -7,14 +7,15 @@
 //! place is busy from then until its new task has run for the delay of the policy; at most as many places are busy
 //! as the policy says. A new task that ends within the monitored time counts as failed, and when more fail than
 //! the policy bears, the rest stays as it is or all go back. Whatever else needs a new task meanwhile gets it
-//! from the new specification.
+//! from the new specification. A node that is paused keeps its task of a global service as it is; the task is replaced
+//! once the node takes tasks again, also when the replacement of the others is over by then, unless that was paused.
 
 use super::apply::{Outcome, done};
 use super::limits::not_found;
-use super::schedule::Place;
-use super::{Command, FormerSpec, Refusal, Rollout, RolloutPhase, Service, State, Task};
+use super::schedule::{Place, takes};
+use super::{Command, FormerSpec, Node, Refusal, Rollout, RolloutPhase, Service, State, Task};
 use crate::types::{
-    FailureAction, RestartCondition, ServiceId, ServiceMode, ServiceSpec, TaskId, TaskState, UnixTime, UpdatePolicy,
+    FailureAction, NodeId, RestartCondition, ServiceId, ServiceMode, ServiceSpec, TaskId, TaskState, UnixTime, UpdatePolicy,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -143,7 +144,8 @@ impl State {
     fn start_rollout(&mut self, id: ServiceId, phase: RolloutPhase, message: &str, at: UnixTime) {
         let Some(service) = self.services.get_mut(&id) else { return };
         let mut newest: BTreeMap<Place, &Task> = BTreeMap::new();
-        for task in self.tasks.values().filter(|task| task.service == id && is_wanted(task, service)) {
+        let wanted = |task: &&Task| task.service == id && is_wanted(&self.nodes, task, service);
+        for task in self.tasks.values().filter(wanted) {
             let shown = newest.entry(Place::of(task)).or_insert(task);
             *shown = if task.created_index > shown.created_index { task } else { shown };
         }
@@ -167,12 +169,13 @@ fn in_progress<'a>(
     spec: &'a ServiceSpec,
 ) -> Option<(&'a mut Rollout, &'a UpdatePolicy)> {
     let rollout = rollout.as_mut().filter(|rollout| rollout.is_in_progress())?;
-    let policy = policy_of(rollout, spec);
+    let policy = policy_of(Some(rollout), spec);
     Some((rollout, policy))
 }
 
-fn policy_of<'a>(rollout: &Rollout, spec: &'a ServiceSpec) -> &'a UpdatePolicy {
-    if rollout.phase == RolloutPhase::RollingBack { &spec.renewal.rollback } else { &spec.renewal.update }
+fn policy_of<'a>(rollout: Option<&Rollout>, spec: &'a ServiceSpec) -> &'a UpdatePolicy {
+    let back = |rollout: &Rollout| matches!(rollout.phase, RolloutPhase::RollingBack | RolloutPhase::RolledBack);
+    if rollout.is_some_and(back) { &spec.renewal.rollback } else { &spec.renewal.update }
 }
 
 /// The tasks of each place of each service.
@@ -190,11 +193,14 @@ pub(super) fn step(
     for service in state.services.values().filter(|service| !service.removing) {
         let of_service = places.range((service.id, Place::FIRST)..).take_while(|((id, _), _)| *id == service.id);
         let newest = of_service.filter_map(|(_, tasks)| tasks.iter().max_by_key(|task| task.created_index).copied());
-        let newest: Vec<&Task> = newest.filter(|task| is_wanted(task, service)).collect();
+        let newest: Vec<&Task> = newest.filter(|task| is_wanted(&state.nodes, task, service)).collect();
         let outdated = || newest.iter().copied().filter(|task| task.is_live() && task.template != service.template);
         // What no node has yet is never placed as it is.
         replaced.extend(outdated().filter(|task| task.node.is_none()).map(|task| task.id));
-        let Some(rollout) = service.rollout.as_ref().filter(|rollout| rollout.is_in_progress()) else { continue };
+        let rollout = service.rollout.as_ref();
+        if rollout.is_some_and(Rollout::is_paused) {
+            continue;
+        }
         let policy = policy_of(rollout, &service.spec);
         // The place of one that leaves its node stays empty then.
         let once = service.spec.renewal.restart.condition == RestartCondition::Never;
@@ -207,7 +213,8 @@ pub(super) fn step(
             0 => usize::MAX,
             most => most.saturating_sub(busy(policy.delay_secs)),
         };
-        if outdated().next().is_none() && busy(policy.monitor_secs.max(policy.delay_secs)) == 0 {
+        let in_progress = rollout.is_some_and(Rollout::is_in_progress);
+        if in_progress && outdated().next().is_none() && busy(policy.monitor_secs.max(policy.delay_secs)) == 0 {
             commands.push(Command::FinishRollout { id: service.id, template: service.template });
         }
         replaced.extend(next.into_iter().take(room).map(|task| task.id));
@@ -215,11 +222,16 @@ pub(super) fn step(
     (replaced, commands)
 }
 
-/// Whether the service still has the place of this task.
-pub(super) fn is_wanted(task: &Task, service: &Service) -> bool {
+/// Whether a replacement has to do with the place of which this is the newest task. A node that takes no task of a
+/// global service gets no new one: nothing is replaced there, and nothing that is to come is waited for.
+fn is_wanted(nodes: &BTreeMap<NodeId, Node>, task: &Task, service: &Service) -> bool {
     match service.spec.mode {
         ServiceMode::Replicated { replicas } => task.slot <= replicas,
-        ServiceMode::Global => true,
+        ServiceMode::Global => {
+            let node = task.bound_to.and_then(|node| nodes.get(&node));
+            let current = task.is_live() && task.template == service.template;
+            current || node.is_some_and(|node| takes(node, service))
+        }
     }
 }
 

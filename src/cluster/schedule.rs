@@ -56,7 +56,7 @@ pub fn plan(state: &State, now: UnixTime, ids: &mut dyn FnMut() -> TaskId) -> Ve
                 return planner.commands;
             }
             let tasks = places.remove(&(service.id, place)).unwrap_or_default();
-            if tasks.iter().all(|task| rollout::is_wanted(task, service)) {
+            if tasks.iter().all(|task| has_place(task, service)) {
                 planner.plan_place(service, place, tasks);
             }
         }
@@ -97,7 +97,7 @@ fn places_of(state: &State, service: &Service, held: &Places<'_>) -> BTreeSet<Pl
 }
 
 /// Whether a global service is to have a task on the node; whether there is room for it is another question.
-fn takes(node: &Node, service: &Service) -> bool {
+pub(super) fn takes(node: &Node, service: &Service) -> bool {
     node.takes_tasks() && suit::meets(node, &service.spec.placement.constraints)
 }
 
@@ -192,7 +192,7 @@ impl<'a> Planner<'a> {
     fn clear_unwanted(&mut self) {
         let unwanted = self.state.tasks.values().filter(|task| {
             let service = self.state.services.get(&task.service).filter(|service| !service.removing);
-            task.desired != TaskState::Remove && service.is_some_and(|service| !rollout::is_wanted(task, service))
+            task.desired != TaskState::Remove && service.is_some_and(|service| !has_place(task, service))
         });
         let room = PLAN_COMMANDS.saturating_sub(self.commands.len());
         self.commands.extend(unwanted.take(room).map(|task| Command::ShutDownTask { id: task.id, remove: true }));
@@ -226,7 +226,7 @@ impl<'a> Planner<'a> {
     }
 
     fn stays(&self, task: &Task, service: &Service) -> bool {
-        rollout::is_wanted(task, service)
+        has_place(task, service)
             && can_stay(self.state, task, service)
             && !self.squeezed_out.contains(&task.id)
             && !self.replaced.contains(&task.id)
@@ -377,6 +377,14 @@ impl<'a> Planner<'a> {
             }
         }
         groups
+    }
+}
+
+/// Whether the service still has the place of this task, whatever becomes of the node.
+fn has_place(task: &Task, service: &Service) -> bool {
+    match service.spec.mode {
+        ServiceMode::Replicated { replicas } => task.slot <= replicas,
+        ServiceMode::Global => true,
     }
 }
 

@@ -417,6 +417,11 @@ impl Rollout {
     pub fn is_in_progress(&self) -> bool {
         matches!(self.phase, RolloutPhase::Updating | RolloutPhase::RollingBack)
     }
+
+    /// Whether it stopped half-way, until somebody says how it goes on.
+    pub fn is_paused(&self) -> bool {
+        matches!(self.phase, RolloutPhase::Paused | RolloutPhase::RollbackPaused)
+    }
 }
 
 impl Node {

@@ -217,9 +217,13 @@ fn check_addresses(state: &State) {
 /// Nothing is told to stop without a reason.
 fn check_reason(state: &State, task: &Task) {
     let service = &state.services[&task.service];
-    let updates = service.rollout.as_ref().is_some_and(Rollout::is_in_progress);
-    if task.template != service.template && (updates || task.node.is_none()) {
-        return;
+    if task.template != service.template {
+        let rollout = service.rollout.as_ref();
+        let late = service.spec.mode == ServiceMode::Global && !rollout.is_some_and(Rollout::is_paused);
+        let replaced = rollout.is_some_and(Rollout::is_in_progress);
+        if replaced || late || task.node.is_none() {
+            return;
+        }
     }
     let host = &state.nodes[&task.node.or(task.bound_to).expect("what waits on any node stays")];
     let there = host.state != NodeState::Down && host.availability != Availability::Drain;

@@ -387,6 +387,123 @@ fn a_global_service_is_updated_node_by_node() {
     assert_eq!(live.len(), 3);
 }
 
+/// A running global service on three nodes.
+fn running_everywhere() -> Swarm {
+    let mut swarm = Swarm::with_workers(3);
+    let mut spec = service_spec("svc1", &[], 0);
+    spec.mode = ServiceMode::Global;
+    swarm.ok(Command::CreateService { id: service(1), spec });
+    settle(&mut swarm);
+    swarm
+}
+
+fn set_availability(swarm: &mut Swarm, number: u64, availability: Availability) {
+    let known = &swarm.state.nodes[&node(number)];
+    let (node, version, role, labels) = (known.id, known.version, known.role, known.labels.clone());
+    swarm.ok(Command::UpdateNode { node, version, role, availability, labels });
+}
+
+/// The image of the live task on each node.
+fn images_by_node(swarm: &Swarm) -> Vec<(NodeId, String)> {
+    let live = swarm.state.tasks.values().filter(|task| task.is_live());
+    let mut images: Vec<_> = live.map(|task| (task.node.unwrap(), task.container.image.clone())).collect();
+    images.sort();
+    images
+}
+
+fn on(nodes: &[u64], image: &str) -> Vec<(NodeId, String)> {
+    nodes.iter().map(|number| (node(*number), image.to_owned())).collect()
+}
+
+#[test]
+fn a_node_that_takes_no_task_any_more_does_not_hold_up_a_global_update() {
+    let drain = |swarm: &mut Swarm| set_availability(swarm, 2, Availability::Drain);
+    let down = |swarm: &mut Swarm| {
+        swarm.ok(Command::SetNodeState { node: node(2), state: NodeState::Down, message: "silent".into() });
+    };
+    let exclude = |swarm: &mut Swarm| {
+        let other = format!("node.id!={}", node(2));
+        update(swarm, |spec| spec.placement.constraints = vec![other.parse().unwrap()]);
+    };
+    for leave in [&drain as &dyn Fn(&mut Swarm), &down, &exclude] {
+        // Before the update, and in the midst of it.
+        for rounds in 0..4 {
+            let mut swarm = running_everywhere();
+            if rounds == 0 {
+                leave(&mut swarm);
+                swarm.schedule();
+            }
+            update(&mut swarm, image("new:1"));
+            for _ in 0..rounds {
+                swarm.schedule();
+                let told = swarm.state.tasks.values().find(|task| task.desired > TaskState::Running && !task.gone);
+                if let Some(told) = told.map(|task| task.id) {
+                    swarm.confirm(told);
+                }
+            }
+            if rounds > 0 {
+                leave(&mut swarm);
+            }
+            seconds_until(&mut swarm, RolloutPhase::Completed);
+            assert_eq!(images_by_node(&swarm), on(&[1, 3], "new:1"));
+            update(&mut swarm, image("newer:1"));
+            seconds_until(&mut swarm, RolloutPhase::Completed);
+            swarm.ok(roll_back(&swarm));
+            seconds_until(&mut swarm, RolloutPhase::RolledBack);
+            assert_eq!(images_by_node(&swarm), on(&[1, 3], "new:1"));
+        }
+    }
+}
+
+#[test]
+fn a_constraint_that_comes_with_an_update_of_a_global_service_does_not_hold_it_up() {
+    let mut swarm = running_everywhere();
+    let other = format!("node.id!={}", node(2));
+    update(&mut swarm, |spec| {
+        spec.placement.constraints = vec![other.parse().unwrap()];
+        spec.container.image = "new:1".into();
+    });
+    assert_eq!(the_service(&swarm).rollout.as_ref().unwrap().total, 2);
+    seconds_until(&mut swarm, RolloutPhase::Completed);
+    assert_eq!(images_by_node(&swarm), on(&[1, 3], "new:1"));
+    swarm.ok(roll_back(&swarm));
+    seconds_until(&mut swarm, RolloutPhase::RolledBack);
+    assert_eq!(images_by_node(&swarm), on(&[1, 2, 3], "my-image:latest"));
+}
+
+#[test]
+fn a_paused_node_keeps_its_task_of_a_global_service_until_it_is_active() {
+    for rolls_back in [false, true] {
+        let mut swarm = running_everywhere();
+        set_availability(&mut swarm, 2, Availability::Pause);
+        update(&mut swarm, image("new:1"));
+        seconds_until(&mut swarm, RolloutPhase::Completed);
+        let mut mixed = on(&[1, 2, 3], "new:1");
+        mixed[1].1 = "my-image:latest".into();
+        assert_eq!(images_by_node(&swarm), mixed);
+        let mut last = "new:1";
+        if rolls_back {
+            swarm.ok(roll_back(&swarm));
+            seconds_until(&mut swarm, RolloutPhase::RolledBack);
+            last = "my-image:latest";
+        }
+        set_availability(&mut swarm, 2, Availability::Active);
+        settle(&mut swarm);
+        assert_eq!(images_by_node(&swarm), on(&[1, 2, 3], last));
+    }
+}
+
+#[test]
+fn what_an_update_left_on_a_paused_node_stays_while_the_update_is_paused() {
+    let mut swarm = running_everywhere();
+    set_availability(&mut swarm, 2, Availability::Pause);
+    update(&mut swarm, image("bad:1"));
+    seconds_until(&mut swarm, RolloutPhase::Paused);
+    set_availability(&mut swarm, 2, Availability::Active);
+    round(&mut swarm);
+    assert!(images_by_node(&swarm).contains(&(node(2), "my-image:latest".to_owned())));
+}
+
 /// Ends the task of the only place again and again. Gives how often it ran.
 fn runs(policy: RestartPolicy, ends: &[TaskState], history: u32) -> usize {
     let mut swarm = Swarm::with_workers(1);
