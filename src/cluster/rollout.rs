@@ -39,8 +39,16 @@ impl State {
         }
         self.check_service(id, spec)?;
         let template = self.template_of(service, spec);
-        self.change_spec(id, FormerSpec { spec: spec.clone(), template }, true, at);
-        self.start_rollout(id, RolloutPhase::Updating, UPDATING, at);
+        let (new, former) = (FormerSpec { spec: spec.clone(), template }, service.former.clone());
+        // A replacement goes on as long as the tasks stay what they are, and goes back to what was before it.
+        let goes_on = template == service.template && service.rollout.as_ref().is_some_and(Rollout::is_in_progress);
+        let present = self.change_spec(id, new, at);
+        if goes_on {
+            self.keep_former(id, former);
+        } else {
+            self.keep_former(id, present);
+            self.start_rollout(id, RolloutPhase::Updating, UPDATING, at);
+        }
         done()
     }
 
@@ -51,7 +59,8 @@ impl State {
             return Err(Refusal::Invalid(text));
         };
         self.check_service(id, &former.spec)?;
-        self.change_spec(id, *former, true, at);
+        let present = self.change_spec(id, *former, at);
+        self.keep_former(id, present);
         self.start_rollout(id, RolloutPhase::RollingBack, ROLLING_BACK, at);
         done()
     }
@@ -112,7 +121,7 @@ impl State {
             return;
         };
         // What failed is not kept to go back to.
-        self.change_spec(id, *former, false, at);
+        drop(self.change_spec(id, *former, at));
         let text = format!("update rolled back due to failure or early termination of task {failed}");
         self.start_rollout(id, RolloutPhase::RollingBack, &text, at);
     }
@@ -132,13 +141,21 @@ impl State {
         former.map_or(self.index, |former| former.template)
     }
 
-    fn change_spec(&mut self, id: ServiceId, new: FormerSpec, keep_former: bool, at: UnixTime) {
-        let Some(service) = self.services.get_mut(&id) else { return };
+    /// Gives what it was. There is nothing to go back to then, unless it is kept.
+    fn change_spec(&mut self, id: ServiceId, new: FormerSpec, at: UnixTime) -> Option<Box<FormerSpec>> {
+        let service = self.services.get_mut(&id)?;
         let spec = std::mem::replace(&mut service.spec, new.spec);
         let template = std::mem::replace(&mut service.template, new.template);
-        service.former = keep_former.then(|| Box::new(FormerSpec { spec, template }));
+        service.former = None;
         service.updated_at = at;
         service.version = self.index;
+        Some(Box::new(FormerSpec { spec, template }))
+    }
+
+    fn keep_former(&mut self, id: ServiceId, former: Option<Box<FormerSpec>>) {
+        if let Some(service) = self.services.get_mut(&id) {
+            service.former = former;
+        }
     }
 
     fn start_rollout(&mut self, id: ServiceId, phase: RolloutPhase, message: &str, at: UnixTime) {

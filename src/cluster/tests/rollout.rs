@@ -225,6 +225,26 @@ fn a_failed_update_goes_back_by_itself_and_touches_only_what_was_replaced() {
 }
 
 #[test]
+fn who_scales_during_an_update_does_not_lose_what_it_goes_back_to() {
+    let mut swarm = running(3, |renewal| renewal.update.failure_action = FailureAction::RollBack);
+    update(&mut swarm, image("bad:1"));
+    let started = the_service(&swarm).rollout.clone();
+    update(&mut swarm, |spec| spec.mode = ServiceMode::Replicated { replicas: 4 });
+    assert_eq!(the_service(&swarm).rollout, started, "it goes on");
+    seconds_until(&mut swarm, RolloutPhase::RolledBack);
+    assert_eq!(images(&swarm), ["my-image:latest"; 3]);
+    // Of a rollback as well: what was left is not come back to.
+    update(&mut swarm, |spec| spec.renewal.update.failure_action = FailureAction::Continue);
+    update(&mut swarm, image("bad:1"));
+    seconds_until(&mut swarm, RolloutPhase::Completed);
+    swarm.ok(roll_back(&swarm));
+    update(&mut swarm, |spec| spec.mode = ServiceMode::Replicated { replicas: 2 });
+    assert_eq!(phase(&swarm), Some(RolloutPhase::RollingBack));
+    seconds_until(&mut swarm, RolloutPhase::RolledBack);
+    assert_eq!(images(&swarm), ["my-image:latest"; 2]);
+}
+
+#[test]
 fn as_many_failures_as_allowed_are_borne() {
     let bearing = |ppm| {
         let mut swarm = running(4, |renewal| {
