@@ -48,7 +48,7 @@ pub fn plan(state: &State, now: UnixTime, ids: &mut dyn FnMut() -> TaskId) -> Ve
     let mut planner = Planner::new(state, now, ids, (squeezed_out, replaced));
     // First of all: places that wait may get the room.
     let stops = planner.replaced.iter().map(|id| Command::ShutDownTask { id: *id, remove: false });
-    planner.commands = finished.into_iter().chain(stops).collect();
+    planner.commands = finished.into_iter().chain(stops).take(PLAN_COMMANDS).collect();
     planner.clear_unwanted();
     for service in state.services.values().filter(|service| !service.removing) {
         for place in places_of(state, service, &places) {

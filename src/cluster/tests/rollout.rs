@@ -1,6 +1,7 @@
 //! Services that change: scaled, updated, rolled back, restarted by their policy.
 
 use super::*;
+use crate::cluster::schedule::PLAN_COMMANDS;
 
 /// A running service of `replicas` tasks on two nodes; `change` makes its policies.
 fn running(replicas: u64, change: impl Fn(&mut Renewal)) -> Swarm {
@@ -174,6 +175,28 @@ fn parallelism_bounds_what_is_replaced_together() {
         seconds_until(&mut swarm, RolloutPhase::Completed);
         assert_eq!(images(&swarm), ["new:1"; 6]);
     }
+}
+
+#[test]
+fn however_many_are_replaced_at_once_a_plan_stays_within_its_bound() {
+    let mut swarm = Swarm::with_workers(2);
+    let count = PLAN_COMMANDS + 30;
+    let mut spec = service_spec("svc1", &[], count as u64);
+    spec.renewal.update.parallelism = 0;
+    swarm.quick(Command::CreateService { id: service(1), spec });
+    for _ in 0..4 {
+        swarm.plan().into_iter().for_each(|command| swarm.quick(command));
+    }
+    assert!(swarm.live(service(1)).values().all(|task| swarm.task(*task).node.is_some()));
+    let version = the_service(&swarm).version;
+    let mut spec = the_service(&swarm).spec.clone();
+    spec.renewal.force += 1;
+    swarm.quick(Command::UpdateService { id: service(1), version, spec });
+    let first = swarm.plan();
+    assert_eq!(first.len(), PLAN_COMMANDS);
+    first.into_iter().for_each(|command| swarm.quick(command));
+    swarm.plan().into_iter().for_each(|command| swarm.quick(command));
+    assert_eq!(swarm.live(service(1)).len(), 0, "the rest is stopped by the next");
 }
 
 #[test]
