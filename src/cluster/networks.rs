@@ -44,7 +44,8 @@ impl State {
         }
         // Also a task on its way out: until its node says that it is gone it can still send.
         if let Some(task) = network.addresses.values().next() {
-            return Err(Refusal::Invalid(format!("network {name} is in use by task {task}")));
+            let user = self.attached_name(*task).unwrap_or_else(|| format!("task {task}"));
+            return Err(Refusal::Invalid(format!("network {name} is in use by {user}")));
         }
         // A service on its way out that has tasks without an address creates none any more: nothing is left.
         self.networks.remove(&id);

@@ -69,6 +69,13 @@ impl State {
         self.tasks.insert(id, task);
         done()
     }
+
+    /// What people know it by: its own name and its node's.
+    pub(super) fn attached_name(&self, id: TaskId) -> Option<String> {
+        let task = self.tasks.get(&id)?;
+        let (name, node) = (task.standalone.as_ref()?, self.nodes.get(&task.node?)?);
+        Some(format!("{name} on node {}", node.hostname))
+    }
 }
 
 fn check_request(request: &AttachRequest) -> Result<(), Refusal> {

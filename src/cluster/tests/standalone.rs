@@ -40,7 +40,9 @@ fn it_is_a_task_of_no_service_and_leaves_nothing() {
     assert_eq!(swarm.state.members(network(1)), BTreeSet::from([node(1)]), "who gets the keys");
     assert_eq!(swarm.schedule(), 0, "nobody replaces or moves it");
     swarm.report(task(1), TaskState::Running);
-    assert!(swarm.refused(Command::RemoveNetwork { id: network(1) }).contains("network net1 is in use by task"));
+    let hostname = swarm.state.nodes[&node(1)].hostname.clone();
+    let text = swarm.refused(Command::RemoveNetwork { id: network(1) });
+    assert_eq!(text, format!("network net1 is in use by box on node {hostname}"));
     swarm.report(task(1), TaskState::Complete);
     assert_eq!(swarm.state.members(network(1)).len(), 1, "its node may still hold the keys");
     swarm.confirm(task(1));
