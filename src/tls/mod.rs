@@ -1,4 +1,4 @@
-//! TLS of the control protocol, for agents and managers: TLS 1.3 only, X25519MLKEM768 preferred, ALPN `formic/1`,
+//! TLS of the control protocol, for agents and managers: TLS 1.3 only, X25519MLKEM768 preferred, ALPN `formic/2`,
 //! no tickets, no early data. Certificates name a node, its role and its swarm (CN, OU, O), never a host.
 //!
 //! - `identity`: a node's key and certificate chain, and what a peer's certificate says.

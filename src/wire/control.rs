@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use zeroize::Zeroizing;
 
 /// ALPN of this protocol; the number is its version.
-pub const ALPN: &[u8] = b"formic/1";
+pub const ALPN: &[u8] = b"formic/2";
 
 /// Bytes of a frame's content at most: bounds what a peer can make us hold.
 pub const MAX_FRAME_BYTES: usize = 1 << 20;

@@ -72,20 +72,20 @@ async fn stranger(control: SocketAddr, alpn: &[&[u8]]) -> std::io::Result<Tls> {
 fn another_version_is_told_both_versions() {
     smol::block_on(async {
         let swarm = Swarm::new(quick()).await;
-        let stream = stranger(swarm.control, &[b"formic/2"]).await.unwrap();
+        let stream = stranger(swarm.control, &[b"formic/3"]).await.unwrap();
         let (read, write) = smol::io::split(stream);
         let mut reader = tls::FrameReader::new(read, 1 << 16);
         let mut writer = tls::FrameWriter::new(write);
         writer.write(&Opening::Leave).await.unwrap();
         let Answer::Refused { reason } = reader.read(DEADLINE).await.unwrap() else { panic!("not refused") };
-        assert!(reason.contains("formic/1") && reason.contains("formic/2"), "{reason}");
+        assert!(reason.contains("formic/2") && reason.contains("formic/3"), "{reason}");
         assert_eq!(swarm.manager.drops()["other_version"], 1);
         for alpn in [&[b"h2".as_slice()] as &[&[u8]], &[], &[b"formic/x"], &[b"formic/"]] {
             assert!(stranger(swarm.control, alpn).await.is_err(), "{alpn:?}");
         }
         // Of several versions the one that is ours is taken.
-        let both = stranger(swarm.control, &[b"formic/2", b"formic/1"]).await.unwrap();
-        assert_eq!(both.get_ref().1.alpn_protocol(), Some(b"formic/1".as_slice()));
+        let both = stranger(swarm.control, &[b"formic/3", b"formic/2"]).await.unwrap();
+        assert_eq!(both.get_ref().1.alpn_protocol(), Some(b"formic/2".as_slice()));
         assert_eq!(
             both.get_ref().1.negotiated_key_exchange_group().unwrap().name(),
             rustls::NamedGroup::X25519MLKEM768
@@ -221,7 +221,7 @@ async fn raw(control: SocketAddr, rng: &mut StdRng) {
 
 /// A handshake, then a frame that is broken in one way or another.
 async fn mutated_opening(control: SocketAddr, rng: &mut StdRng) {
-    let Ok(mut stream) = stranger(control, &[b"formic/1"]).await else { return };
+    let Ok(mut stream) = stranger(control, &[b"formic/2"]).await else { return };
     let mut bytes = frame::encode(&Opening::Session(session_request(BootId(rng.random())))).unwrap().to_vec();
     match rng.random_range(0..4) {
         0 => bytes[..4].copy_from_slice(&rng.random::<u32>().to_be_bytes()),
