@@ -30,6 +30,8 @@ const ATTACH_TIME: Duration = Duration::from_secs(30);
 const END_TIME: Duration = Duration::from_secs(20);
 /// Pause before a namespace that could not be put back is tried again: whoever makes it may be late.
 const RESTORE_RETRY: Duration = Duration::from_secs(5);
+/// That pause at most: it doubles while the namespace is there and is refused.
+const RESTORE_RETRY_MOST: Duration = Duration::from_secs(320);
 /// How often it is looked whether something that is waited for has come.
 const LOOK: Duration = Duration::from_millis(50);
 /// How often it is looked whether a namespace is still there.
@@ -244,11 +246,11 @@ impl Node {
         while self.is_current(&runtime) && !runtime.view.load().settled {
             smol::Timer::after(LOOK).await;
         }
-        let mut complained = false;
+        let (mut complained, mut pause) = (false, RESTORE_RETRY);
         loop {
             if let Some((id, identity)) = there.take() {
                 self.watch_namespace(&runtime, id, &known.namespace, identity).await;
-                complained = false;
+                (complained, pause) = (false, RESTORE_RETRY);
             }
             match self.put_back(&runtime, &mut known).await {
                 Ok(None) => return,
@@ -258,7 +260,11 @@ impl Node {
                         let StoredAttachment { namespace, network, .. } = &known;
                         tracing::warn!(namespace, %network, %error, "the namespace is not on its network: trying on");
                     }
-                    smol::Timer::after(RESTORE_RETRY).await;
+                    smol::Timer::after(pause).await;
+                    // An attempt that the managers or the helper refuse costs the whole swarm something.
+                    let was_refused = !matches!(error, NodeError::Unavailable(_));
+                    let is_there = identity_of(&known.namespace).is_ok();
+                    pause = if was_refused && is_there { next_pause(pause) } else { RESTORE_RETRY };
                 }
             }
         }
@@ -316,6 +322,10 @@ fn identity_of(namespace: &str) -> Result<Identity, NodeError> {
     let found = std::fs::metadata(Path::new("/run/netns").join(namespace));
     let found = found.map_err(|_| NodeError::Invalid(format!("no such network namespace: {namespace}")))?;
     Ok((found.dev(), found.ino()))
+}
+
+fn next_pause(pause: Duration) -> Duration {
+    pause.saturating_mul(2).min(RESTORE_RETRY_MOST)
 }
 
 /// What stands where a container's image does.

@@ -27,20 +27,7 @@ impl State {
         request: &AttachRequest,
         at: UnixTime,
     ) -> Outcome {
-        self.nodes.get(&node).ok_or_else(|| not_found("node", node))?.check_boot(boot)?;
-        if let Some(known) = self.tasks.get(&id) {
-            let own = known.standalone.is_some() && known.node == Some(node);
-            return if own { done() } else { Err(Refusal::Conflict(format!("task with id {id} already exists"))) };
-        }
-        if self.services.contains_key(&ServiceId(id.0)) {
-            return Err(Refusal::Conflict(format!("{id} is the id of a service")));
-        }
-        check_request(request)?;
-        let of_node = |task: &&Task| task.standalone.is_some() && task.node == Some(node);
-        check_room("attached containers on a node", self.tasks.values().filter(of_node).count(), STANDALONE_PER_NODE)?;
-        check_room("tasks", self.tasks.values().filter(|task| !task.gone).count(), usize::try_from(TASKS).unwrap_or(usize::MAX))?;
-        let network = self.networks.get(&request.network).ok_or_else(|| not_found("network", request.network))?;
-        let attachment = attachment(network, request, Generation { fork: self.cluster.fork, index: self.index })?;
+        let Some(attachment) = self.may_attach(node, boot, id, request)? else { return done() };
         if let Some(network) = self.networks.get_mut(&request.network) {
             network.take(attachment.address.addr(), id);
         }
@@ -68,6 +55,31 @@ impl State {
         };
         self.tasks.insert(id, task);
         done()
+    }
+
+    /// The address that it would get; `None` if it is there already. Asked before it is proposed, so that what is refused
+    /// is not in the log, and again when it counts.
+    pub(crate) fn may_attach(
+        &self,
+        node: NodeId,
+        boot: BootId,
+        id: TaskId,
+        request: &AttachRequest,
+    ) -> Result<Option<Attachment>, Refusal> {
+        self.nodes.get(&node).ok_or_else(|| not_found("node", node))?.check_boot(boot)?;
+        if let Some(known) = self.tasks.get(&id) {
+            let own = known.standalone.is_some() && known.node == Some(node);
+            return if own { Ok(None) } else { Err(Refusal::Conflict(format!("task with id {id} already exists"))) };
+        }
+        if self.services.contains_key(&ServiceId(id.0)) {
+            return Err(Refusal::Conflict(format!("{id} is the id of a service")));
+        }
+        check_request(request)?;
+        let of_node = |task: &&Task| task.standalone.is_some() && task.node == Some(node);
+        check_room("attached containers on a node", self.tasks.values().filter(of_node).count(), STANDALONE_PER_NODE)?;
+        check_room("tasks", self.tasks.values().filter(|task| !task.gone).count(), usize::try_from(TASKS).unwrap_or(usize::MAX))?;
+        let network = self.networks.get(&request.network).ok_or_else(|| not_found("network", request.network))?;
+        attachment(network, request, Generation { fork: self.cluster.fork, index: self.index }).map(Some)
     }
 
     /// What people know it by: its own name and its node's.

@@ -53,6 +53,8 @@ drop_reasons! {
     FormerBoot = "former_boot",
     /// A node that begins one boot after the other.
     BootRateLimited = "boot_rate_limited",
+    /// A node that attaches more than it may.
+    AttachRateLimited = "attach_rate_limited",
     /// The state refused the session.
     SessionRefused = "session_refused",
     /// What only managers may ask, from a node that is none (any more).

@@ -28,6 +28,9 @@ const PROPOSAL_REFILL: Duration = Duration::from_millis(5);
 /// New boots of one node: an honest daemon that is started again and again gets in after a while, a hostile node cannot
 /// fill the log and its peers' tables.
 const NEW_BOOTS: Allowance = Allowance { burst: 10.0, refill: Duration::from_secs(30) };
+/// What one node may attach: all that it may have at once, as after a restart. One that attaches and detaches without end
+/// cannot fill the log and its peers' tables.
+const ATTACHES: Allowance = Allowance { burst: 1024.0, refill: Duration::from_secs(10) };
 /// How long a session may take to show that it lives, when another one of its boot is to be opened.
 const PROBE_TIME: Duration = Duration::from_secs(1);
 /// How often it is looked whether it has.
@@ -69,6 +72,8 @@ struct Table {
     heard: BTreeMap<NodeId, Instant>,
     /// How many new boots each node may begin.
     boots: BTreeMap<NodeId, Bucket>,
+    /// How often each node may still attach something.
+    attaches: BTreeMap<NodeId, Bucket>,
 }
 
 /// What is known of a node's sessions.
@@ -133,6 +138,12 @@ impl Sessions {
         self.table().boots.entry(node).or_insert_with(|| Bucket::new(&NEW_BOOTS, now)).take(&NEW_BOOTS, now)
     }
 
+    /// Whether the node may attach one more now; over all its sessions.
+    pub(super) fn may_attach(&self, node: NodeId) -> bool {
+        let now = Instant::now();
+        self.table().attaches.entry(node).or_insert_with(|| Bucket::new(&ATTACHES, now)).take(&ATTACHES, now)
+    }
+
     /// What is known of a node.
     pub(super) fn heard(&self, node: NodeId) -> Heard {
         let table = self.table();
@@ -147,6 +158,7 @@ impl Sessions {
         }
         table.heard.remove(&node);
         table.boots.remove(&node);
+        table.attaches.remove(&node);
     }
 
     /// Ends all sessions: another manager leads.
@@ -329,9 +341,13 @@ impl Session {
                 continue;
             }
             let attaching = if let FromAgent::Attach { id, .. } = &message { Some(*id) } else { None };
-            let Some(command) = self.command(message) else { continue };
+            let Some(command) = self.command(message).transpose() else { continue };
             pace.step().await;
-            match self.inner.propose(command).await {
+            let outcome = match command {
+                Ok(command) => self.inner.propose(command).await,
+                Err(refusal) => Err(ManagerError::Refused(refusal)),
+            };
+            match outcome {
                 Ok(_) => {}
                 Err(ManagerError::Refused(refusal)) if let Some(id) = attaching => {
                     let reason = refusal.to_string();
@@ -347,11 +363,23 @@ impl Session {
         }
     }
 
-    fn command(&self, message: FromAgent) -> Option<Command> {
-        self.inner.published.with(|state| {
+    /// What the message asks for; a refusal when it is known already that it will not be given.
+    fn command(&self, message: FromAgent) -> Result<Option<Command>, Refusal> {
+        let mut count = |drop| self.inner.drops.count(drop);
+        let command = self.inner.published.with(|state| {
             let mut speaker = self.speaker.lock().unwrap_or_else(PoisonError::into_inner);
-            news::command(state, &mut speaker, message, super::wall_clock(), &mut |drop| self.inner.drops.count(drop))
-        })
+            let command = news::command(state, &mut speaker, message, super::wall_clock(), &mut count);
+            if let Some(Command::Attach { node, boot, id, request }) = &command {
+                state.may_attach(*node, *boot, *id, request)?;
+            }
+            Ok(command)
+        })?;
+        if matches!(command, Some(Command::Attach { .. })) && !self.inner.sessions.may_attach(self.node) {
+            self.inner.drops.count(ControlDrop::AttachRateLimited);
+            let pause = ATTACHES.refill.as_secs();
+            return Err(Refusal::NotNow(format!("this node attached too often: one in {pause} s is admitted now")));
+        }
+        Ok(command)
     }
 
     /// Hands out the desired state now and after each change.

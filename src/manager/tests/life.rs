@@ -131,6 +131,50 @@ fn a_node_cannot_begin_boots_without_end() {
     });
 }
 
+/// Asks for an attachment that is refused. Gives the reason, and whether the log stayed as it was.
+async fn refused_attachment(swarm: &Swarm, agent: &mut Agent, network: NetworkId) -> (String, bool) {
+    let (name, image) = ("box".to_owned(), "netns:box".to_owned());
+    let request = AttachRequest { name, image, network, address: None, aliases: vec![] };
+    let before = swarm.manager.state().index;
+    agent.say(FromAgent::Attach { id: TaskId::from_random(random()), request }).await;
+    loop {
+        if let ToAgent::AttachRefused { reason, .. } = agent.session.reader.read(DEADLINE).await.unwrap() {
+            return (reason, swarm.manager.state().index == before);
+        }
+    }
+}
+
+#[test]
+fn an_attachment_that_is_refused_is_not_in_the_log() {
+    smol::block_on(async {
+        let swarm = Swarm::new(quick()).await;
+        let closed = swarm.network("closed").await;
+        let open = NetworkId::from_random(random());
+        let spec = NetworkSpec { name: "open".to_owned(), attachable: true, ..NetworkSpec::default() };
+        swarm.manager.propose(Command::CreateNetwork { id: open, spec }).await.unwrap();
+        let mut agent = swarm.agent(swarm.join().await).await;
+        // Something else may be written meanwhile, but not every time.
+        let mut quiet = false;
+        for _ in 0..20 {
+            let (reason, unchanged) = refused_attachment(&swarm, &mut agent, closed).await;
+            assert!(reason.contains("closed"), "{reason}");
+            quiet |= unchanged;
+        }
+        assert!(quiet, "each is in the log");
+        // A node that has used up what it may attach, in whatever session.
+        let sessions = &swarm.manager.inner.sessions;
+        let allowed = (0..2000).filter(|_| sessions.may_attach(agent.node)).count();
+        assert!((1024..1100).contains(&allowed), "{allowed}: what is refused for another reason costs nothing");
+        let Agent { identity, boot, .. } = agent;
+        let mut agent = Agent::open(swarm.control, identity, boot).await.unwrap();
+        let (reason, _) = refused_attachment(&swarm, &mut agent, open).await;
+        assert_eq!(reason, "this node attached too often: one in 10 s is admitted now");
+        assert_eq!(swarm.manager.drops()["attach_rate_limited"], 1);
+        assert!(sessions.may_attach(swarm.first.peer().node), "another one may");
+        swarm.manager.stop().await;
+    });
+}
+
 #[test]
 fn a_daemon_that_starts_again_and_again_gets_in() {
     use super::super::limits::{Allowance, Bucket};
