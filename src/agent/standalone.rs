@@ -270,10 +270,10 @@ impl Node {
         }
     }
 
-    /// Returns when the attachment has ended; one whose namespace is not the one of its name any more is ended. The
+    /// Returns when the attachment, or the boot that it is of, has ended; one whose namespace is not the one of its name any more is ended. The
     /// open device keeps a deleted namespace alive, so that nothing else would tell.
     async fn watch_namespace(&self, runtime: &Runtime, id: TaskId, namespace: &str, identity: Identity) {
-        while runtime.view.load().tasks.iter().any(|task| task.assignment.id == id) {
+        while self.is_current(runtime) && runtime.view.load().tasks.iter().any(|task| task.assignment.id == id) {
             if identity_of(namespace).ok() != Some(identity) {
                 tracing::warn!(namespace, "an attached namespace was deleted");
                 self.end_standalone(runtime, id).await;
