@@ -2,8 +2,8 @@
 //! neighbours for one peer that are equally long, the last perhaps shorter, leave as one train (UDP_SEGMENT), and
 //! several trains in one call.
 //!
-//! A kernel or network card that refuses a train is given its datagrams one by one, as sealed. If it takes them, it is
-//! remembered for this peer.
+//! A kernel or network card that refuses a train is given its datagrams one by one, as sealed. If it takes those of
+//! the train's own length, it is remembered for this peer.
 
 use super::tables::{self, Peer};
 use crate::overlay::{DropCounters, DropReason, PeerIndex};
@@ -200,10 +200,13 @@ impl SendBatch {
             (after, datagrams + if message.segment == 0 { 1 } else { message.octets.len().div_ceil(message.segment) })
         });
         let first = self.trains.get(self.next.train).copied();
+        let passed = self.messages(peers).next().map_or(0, |(message, _)| message.octets.len());
         self.counters.datagrams += sent.1 as u64;
         self.next = sent.0;
-        // What was refused as a train has passed in parts: so it was the train.
-        if let Some(Train { refused: true, peer, .. }) = first
+        // What was refused as a train has passed in parts: so it was the train. A shorter last one says nothing: the
+        // others may have been too long.
+        if let Some(Train { refused: true, peer, segment, .. }) = first
+            && passed >= segment
             && let Some(peer) = peers.get_mut(peer.0 as usize)
         {
             peer.refuses_trains();

@@ -107,3 +107,22 @@ fn a_train_that_is_too_long_for_the_mtu_says_nothing_about_trains() {
     assert_eq!(drops.total(), 1);
     assert!(peers[0].takes_trains());
 }
+
+#[test]
+fn a_shorter_last_one_that_passes_says_nothing_about_trains() {
+    let (_socket, mut peers) = receiver();
+    let (mut batch, mut drops) = (SendBatch::new(true), DropCounters::default());
+    push(&mut batch, &[500, 500, 300]);
+    // The host's own MTU has just shrunk.
+    let kernel = |messages: &mut dyn Iterator<Item = Message<'_>>| {
+        let fits = |message: &Message<'_>| message.octets.len() <= 400;
+        match messages.take_while(fits).count() {
+            0 => Err(std::io::Error::from_raw_os_error(libc::EMSGSIZE)),
+            taken => Ok(taken),
+        }
+    };
+    batch.flush_by(kernel, &mut peers, &mut drops);
+    assert_eq!((drops.packets(DropReason::ExceedsUnderlayMtu), drops.total()), (2, 2));
+    assert_eq!((batch.counters().refused_trains, batch.counters().datagrams), (1, 1));
+    assert!(peers[0].takes_trains());
+}
