@@ -252,7 +252,7 @@ impl Core {
     pub(crate) fn set_underlay_mtu(&mut self, mtu_bytes: u32, now: Time) {
         if std::mem::replace(&mut self.underlay_mtu_bytes, mtu_bytes) != mtu_bytes {
             let nodes = &self.nodes;
-            self.paths.set_ceilings(|peer| Some(path_bounds(mtu_bytes, nodes.get(&peer)?).ceiling_bytes), now);
+            self.paths.set_bounds(|peer| Some(path_bounds(mtu_bytes, nodes.get(&peer)?)), now);
         }
     }
 

@@ -121,13 +121,12 @@ impl PathMtus {
         }
     }
 
-    /// This host's own interface carries other lengths now: the ceiling for each peer.
-    pub fn set_ceilings(&mut self, ceiling: impl Fn(NodeId) -> Option<u16>, now: Time) {
+    /// This host's own interface carries other lengths now: the bounds for each peer.
+    pub fn set_bounds(&mut self, bounds: impl Fn(NodeId) -> Option<Bounds>, now: Time) {
         let peers: Vec<NodeId> = self.paths.keys().copied().collect();
         for peer in peers {
-            let Some(path) = self.paths.get(&peer) else { continue };
-            if let Some(ceiling_bytes) = ceiling(peer) {
-                self.add(peer, Bounds { ceiling_bytes, ..path.bounds }, now);
+            if let Some(bounds) = bounds(peer) {
+                self.add(peer, bounds, now);
             }
         }
     }

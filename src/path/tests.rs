@@ -154,12 +154,26 @@ fn another_ceiling_is_searched_and_answers_that_nobody_asked_for_are_nothing() {
     machine.handle_answer(peer(), 9000, secs(0));
     assert_eq!(machine.known(peer()), None);
     way.run(&mut machine, secs(0), secs(1));
-    machine.set_ceilings(|_| Some(8938), secs(1));
+    machine.set_bounds(|_| Some(bounds(8938)), secs(1));
     assert_eq!(way.run(&mut machine, secs(1), secs(2)).unwrap().0, 8938);
-    machine.set_ceilings(|_| Some(1338), secs(2));
+    machine.set_bounds(|_| Some(bounds(1338)), secs(2));
     assert_eq!(way.run(&mut machine, secs(2), secs(3)).unwrap().0, 1338);
     machine.remove(peer());
     machine.handle_used(peer(), secs(4));
     machine.handle_answer(peer(), 1338, secs(4));
     assert_eq!((machine.poll_event(), machine.poll_timeout()), (None, None));
+}
+
+#[test]
+fn an_interface_that_falls_below_the_floor_takes_the_floor_along() {
+    let (mut machine, mut way) = (PathMtus::default(), Way::new(1438));
+    machine.add(peer(), bounds(1438), secs(0));
+    way.run(&mut machine, secs(0), secs(1));
+    // 1200 octets are accepted, though fewer than every link is to carry.
+    way.carries = 1138;
+    machine.set_bounds(|_| Some(Bounds { floor_bytes: 1138, ceiling_bytes: 1138 }), secs(1));
+    assert_eq!(way.run(&mut machine, secs(1), secs(2)).unwrap().0, 1138);
+    way.carries = 1438;
+    machine.set_bounds(|_| Some(bounds(1438)), secs(2));
+    assert_eq!(way.run(&mut machine, secs(2), secs(3)).unwrap().0, 1438);
 }
