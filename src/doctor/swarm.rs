@@ -24,7 +24,7 @@ pub fn swarm(found: &Examination) -> Vec<Finding> {
     if status.swarm.node.is_some() && status.swarm.state != SwarmState::Locked {
         findings.extend(managers(found));
         findings.extend([clock(status.clock_ahead_secs), mtu(status)]);
-        findings.extend(status.peers.iter().filter_map(|peer| path_mtu(peer, status)));
+        findings.extend(status.peers.iter().filter_map(|peer| path_mtu(peer, found)));
         findings.extend(status.peers.iter().flat_map(|peer| peer_findings(peer, found.asked_for_ms)));
         if status.peers.is_empty() {
             findings.push(Finding::note("peers", "there is no other node to ask"));
@@ -85,17 +85,30 @@ fn mtu(status: &Status) -> Finding {
     }
 }
 
-/// What the way to a peer was found to carry.
-fn path_mtu(peer: &PeerStatus, status: &Status) -> Option<Finding> {
-    let (carries, wanted) = (u32::from(peer.carries_bytes?), status.inner_mtu_bytes?);
+/// What the way to a peer was found to carry. One that answers, but no packet of a useful length, swallows what the
+/// containers send.
+fn path_mtu(peer: &PeerStatus, found: &Examination) -> Option<Finding> {
+    let wanted = found.status.inner_mtu_bytes?;
     let ip = peer.address.ip();
-    Some(if carries >= wanted {
-        Finding::ok("mtu", format!("the way to {ip} carries all that the containers' devices do"))
-    } else {
-        let text = format!(
-            "the way to {ip} carries packets of {carries} octets, fewer than the containers' devices: they are told"
-        );
-        Finding::note("mtu", text)
+    let answered = peer.esp && peer.esp_answered_ms_ago.is_some_and(|ms| ms < found.asked_for_ms);
+    Some(match peer.carries_bytes.map(u32::from) {
+        None if answered => {
+            let text = format!(
+                "the way to {ip} carries short packets only: the longer ones of containers are lost. It must carry \
+                 {LEAST_UNDERLAY_BYTES} octets (if {ip} was met a moment ago, ask again)"
+            );
+            Finding::wrong("mtu", text)
+        }
+        None => return None,
+        Some(carries) if carries >= wanted => {
+            Finding::ok("mtu", format!("the way to {ip} carries all that the containers' devices do"))
+        }
+        Some(carries) => {
+            let text = format!(
+                "the way to {ip} carries packets of {carries} octets, fewer than the containers' devices: they are told"
+            );
+            Finding::note("mtu", text)
+        }
     })
 }
 

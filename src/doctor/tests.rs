@@ -106,6 +106,21 @@ fn a_way_that_carries_less_is_a_note() {
 }
 
 #[test]
+fn a_way_that_swallows_long_packets_is_wrong() {
+    let mut found = found([Some(1); 4]);
+    found.status.peers[0].carries_bytes = None;
+    let said = wrong(&found);
+    assert!(said.len() == 1 && said[0].0 == "mtu", "{said:?}");
+    assert!(said[0].1.starts_with("the way to 10.0.0.2 carries short packets only"), "{said:?}");
+    // Of whoever does not answer, or is not asked, nothing is known.
+    found.status.peers[0].esp_answered_ms_ago = Some(8000);
+    assert!(!wrong(&found).iter().any(|(part, _)| *part == "mtu"));
+    found.status.peers[0].esp_answered_ms_ago = Some(1);
+    found.status.peers[0].esp = false;
+    assert_eq!(wrong(&found), []);
+}
+
+#[test]
 fn an_offload_that_is_off_is_a_note() {
     let mut found = found([Some(1); 4]);
     found.status.data_path.push(("uso".into(), "off: disabled".into()));
