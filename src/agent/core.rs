@@ -27,8 +27,10 @@ const RECORDS_AT_ONCE: usize = crate::gossip::EVENTS_MAX / 4;
 /// The underlay's MTU when its interface does not tell.
 pub(crate) const DEFAULT_UNDERLAY_MTU_BYTES: u32 = 1500;
 
-/// The least that an underlay has to carry: what IPv6 demands of every link (RFC 8200, section 5).
-const LEAST_UNDERLAY_MTU_BYTES: usize = 1280;
+/// The shortest inner packet that a way is asked for, where the host's own interface carries it: what every IPv4 host
+/// has to take (RFC 791); a Linux told of less than 552 octets does not go below these. An underlay has to carry 1280 octets
+/// (gossip is as long), but one that carries less is told of rather than losing packets.
+const LEAST_INNER_BYTES: u16 = 576;
 
 /// The machines of one boot of a node, and what they were told.
 pub(crate) struct Core {
@@ -196,8 +198,12 @@ impl Core {
             DataEvent::Authenticated { identity } => self.keys.handle_authenticated(&identity, now),
             DataEvent::Control { identity, message } => {
                 self.keys.handle_control(&identity, message, now);
-                if let ControlMessage::PathAnswer { inner_bytes } = message {
-                    self.paths.handle_answer(identity.src, inner_bytes, now);
+                match message {
+                    ControlMessage::PathAnswer { inner_bytes } => {
+                        self.paths.handle_answer(identity.src, inner_bytes, now);
+                    }
+                    ControlMessage::Probe { answer_wanted: false } => self.paths.handle_alive(identity.src),
+                    _ => {}
                 }
             }
             DataEvent::PathUsed { peer } => self.paths.handle_used(peer, now),
@@ -399,12 +405,9 @@ impl Core {
 
 /// What the way to a peer may turn out to carry, over an interface of this MTU.
 fn path_bounds(underlay_mtu_bytes: u32, record: &NodeRecord) -> Bounds {
-    let over = |mtu_bytes: usize| {
-        let inner = inner_mtu_bytes(mtu_bytes, record.addresses.data.is_ipv6()).min(MAX_INNER_BYTES);
-        u16::try_from(inner).unwrap_or(u16::MAX)
-    };
-    let underlay = underlay_mtu_bytes as usize;
-    Bounds { floor_bytes: over(underlay.min(LEAST_UNDERLAY_MTU_BYTES)), ceiling_bytes: over(underlay) }
+    let inner = inner_mtu_bytes(underlay_mtu_bytes as usize, record.addresses.data.is_ipv6()).min(MAX_INNER_BYTES);
+    let ceiling_bytes = u16::try_from(inner).unwrap_or(u16::MAX);
+    Bounds { floor_bytes: ceiling_bytes.min(LEAST_INNER_BYTES), ceiling_bytes }
 }
 
 #[cfg(test)]

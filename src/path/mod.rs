@@ -3,7 +3,7 @@
 //!
 //! 1. [`PathMtus::add`]: a peer can be sent to. A round asks with the shortest and the longest packet at once; mostly the
 //!    longest is answered, and that was all.
-//! 2. Otherwise rounds of [`ROUND_PROBES`] lengths in between, until what is known to pass and what is known not to are
+//! 2. Otherwise, once the shortest is answered, rounds of [`ROUND_PROBES`] lengths in between, until what is known to pass and what is known not to are
 //!    closer than [`PRECISION_BYTES`]. A probe without an answer is repeated within its round, so that a lost datagram is
 //!    not taken for a limit; an answer that comes late still counts.
 //! 3. [`PathMtus::handle_used`]: long packets go to the peer. For some time the known length is asked for again once a
@@ -11,7 +11,8 @@
 //! 4. A used way that carries less than the longest is asked for more every [`RAISE_INTERVAL`]. Idle ways are left alone.
 //!
 //! A peer that does not even answer the shortest packet is unreachable, which says nothing of lengths: what was known
-//! stays. All lengths are of inner packets: what a container may send. Not here: sockets, keys, and what is done with a
+//! stays, and one that has never answered is asked with these two lengths only, ever more seldom. Its address is its own
+//! word: it may be that of somebody who is no node. All lengths are of inner packets: what a container may send. Not here: sockets, keys, and what is done with a
 //! packet that is too long (`dataplane`).
 #![forbid(unsafe_code)]
 #![deny(clippy::disallowed_methods)]
@@ -36,8 +37,8 @@ const CONFIRM_INTERVAL: Duration = Duration::from_secs(1);
 const USED_FOR: Duration = Duration::from_secs(10);
 /// Between two questions whether a way carries more by now.
 pub const RAISE_INTERVAL: Duration = Duration::from_secs(10);
-/// After which a peer is asked again that has never answered.
-const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+/// After which a peer is asked again that has never answered; twice as long each time, up to the second.
+const RETRY_INTERVALS: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(40));
 
 /// What lengths may be found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +78,8 @@ struct Path {
     searched_at: Time,
     /// When the last search ended that went up to the ceiling.
     raised_at: Time,
+    /// After which it is asked again if it has never answered.
+    retry_after: Duration,
     /// When it was last used for long packets.
     used_at: Option<Time>,
 }
@@ -95,14 +98,10 @@ impl PathMtus {
             Some(path) if path.bounds == bounds => return,
             Some(path) => {
                 path.bounds = bounds;
-                path.search = Some(Search::of(bounds, now));
+                path.begin_anew(now);
             }
             None => {
-                let search = Some(Search::of(bounds, now));
-                self.paths.insert(
-                    peer,
-                    Path { bounds, known: None, search, searched_at: now, raised_at: now, used_at: None },
-                );
+                self.paths.insert(peer, Path::new(bounds, now));
             }
         }
         self.work(peer, now);
@@ -116,7 +115,7 @@ impl PathMtus {
     /// The way to a peer is another one: its address changed.
     pub fn restart(&mut self, peer: NodeId, now: Time) {
         if let Some(path) = self.paths.get_mut(&peer) {
-            path.search = Some(Search::of(path.bounds, now));
+            path.begin_anew(now);
             self.work(peer, now);
         }
     }
@@ -137,6 +136,13 @@ impl PathMtus {
         if let Some(search) = &mut path.search {
             search.handle_answer(inner_bytes);
             self.work(peer, now);
+        }
+    }
+
+    /// The peer has answered something else: it is there, and asked soon if it has never answered a probe.
+    pub fn handle_alive(&mut self, peer: NodeId) {
+        if let Some(path) = self.paths.get_mut(&peer) {
+            path.retry_after = RETRY_INTERVALS.0;
         }
     }
 
@@ -199,20 +205,34 @@ impl PathMtus {
 }
 
 impl Path {
+    fn new(bounds: Bounds, now: Time) -> Path {
+        let search = Some(Search::of(bounds, now));
+        let retry_after = RETRY_INTERVALS.0;
+        Path { bounds, known: None, search, searched_at: now, raised_at: now, retry_after, used_at: None }
+    }
+
+    fn begin_anew(&mut self, now: Time) {
+        self.search = Some(Search::of(self.bounds, now));
+        self.retry_after = RETRY_INTERVALS.0;
+    }
+
     fn wake_at(&self) -> Option<Time> {
         if let Some(search) = &self.search {
             return Some(search.wake_at());
         }
         let confirm_at = self.searched_at + CONFIRM_INTERVAL;
         match self.known {
-            None => Some(self.searched_at + RETRY_INTERVAL),
+            None => Some(self.searched_at + self.retry_after),
             Some(_) => self.used_at.filter(|used_at| confirm_at <= *used_at + USED_FOR).map(|_| confirm_at),
         }
     }
 
-    fn next_search(&self, now: Time) -> Search {
+    fn next_search(&mut self, now: Time) -> Search {
         match self.known {
-            None => Search::of(self.bounds, now),
+            None => {
+                self.retry_after = (self.retry_after * 2).min(RETRY_INTERVALS.1);
+                Search::of(self.bounds, now)
+            }
             Some(known) if known < self.bounds.ceiling_bytes && now.since(self.raised_at) >= RAISE_INTERVAL => {
                 Search::raising(self.bounds, known, now)
             }

@@ -28,7 +28,8 @@ struct Round {
     sent: usize,
     /// Whether it was answered.
     probes: Vec<(u16, bool)>,
-    /// Asked for too, if the others are not all answered by the second time.
+    /// Asked for too, if something passes but the others are not all answered by the second time. Before that, nobody may
+    /// be there who wants to be asked.
     more: Vec<u16>,
 }
 
@@ -96,7 +97,7 @@ impl Search {
             // All were answered: there is nothing to wait for.
             let complete = self.round.probes.iter().all(|(_, answered)| *answered);
             if !complete && now.since(self.round.began) < ROUND {
-                self.round.send_due(now, send);
+                self.round.send_due(now, self.passes.is_some(), send);
                 return Step::Waiting;
             }
             if passes == 0 {
@@ -120,12 +121,12 @@ impl Round {
         Round { began, sent: 0, probes, more: between(passes, fails) }
     }
 
-    fn send_due(&mut self, now: Time, send: &mut dyn FnMut(u16)) {
+    fn send_due(&mut self, now: Time, something_passes: bool, send: &mut dyn FnMut(u16)) {
         let due = SENDS.iter().filter(|after| now.since(self.began) >= **after).count();
         if due <= self.sent {
             return;
         }
-        if due > 1 {
+        if due > 1 && something_passes {
             self.probes.extend(std::mem::take(&mut self.more).into_iter().map(|length| (length, false)));
         }
         self.sent = due;

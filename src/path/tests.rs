@@ -2,7 +2,8 @@ use super::*;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-const FLOOR: u16 = 1218;
+/// As the agent has it.
+const FLOOR: u16 = 576;
 
 fn peer() -> NodeId {
     NodeId::from_random([7; 17])
@@ -103,7 +104,7 @@ fn loss_costs_precision_at_most_and_never_tells_too_much() {
 
 #[test]
 fn a_way_that_shrinks_while_it_is_used_is_found_in_5_s_and_grows_back() {
-    for carries in [FLOOR, 1300, 1338, 1437] {
+    for carries in [FLOOR, 1000, 1300, 1338, 1437] {
         let (mut machine, mut way) = (PathMtus::default(), Way::new(1438));
         machine.add(peer(), bounds(1438), secs(0));
         way.run(&mut machine, secs(0), secs(10));
@@ -143,7 +144,7 @@ fn a_silent_peer_says_nothing_of_lengths() {
     machine.add(peer(), bounds(1438), secs(0));
     assert_eq!(way.run(&mut machine, secs(0), secs(10)), None);
     way.carries = 1400;
-    let (length, _) = way.run(&mut machine, secs(10), secs(20)).unwrap();
+    let (length, _) = way.run(&mut machine, secs(10), secs(30)).unwrap();
     assert!((1384..=1400).contains(&length), "{length}");
 }
 
@@ -169,11 +170,35 @@ fn an_interface_that_falls_below_the_floor_takes_the_floor_along() {
     let (mut machine, mut way) = (PathMtus::default(), Way::new(1438));
     machine.add(peer(), bounds(1438), secs(0));
     way.run(&mut machine, secs(0), secs(1));
-    // 1200 octets are accepted, though fewer than every link is to carry.
-    way.carries = 1138;
-    machine.set_bounds(|_| Some(Bounds { floor_bytes: 1138, ceiling_bytes: 1138 }), secs(1));
-    assert_eq!(way.run(&mut machine, secs(1), secs(2)).unwrap().0, 1138);
+    way.carries = 500;
+    machine.set_bounds(|_| Some(Bounds { floor_bytes: 500, ceiling_bytes: 500 }), secs(1));
+    assert_eq!(way.run(&mut machine, secs(1), secs(2)).unwrap().0, 500);
     way.carries = 1438;
     machine.set_bounds(|_| Some(bounds(1438)), secs(2));
     assert_eq!(way.run(&mut machine, secs(2), secs(3)).unwrap().0, 1438);
+}
+
+#[test]
+fn who_never_answers_is_asked_little() {
+    let (mut machine, mut way) = (PathMtus::default(), Way::new(0));
+    machine.add(peer(), bounds(8938), secs(0));
+    assert_eq!(way.run(&mut machine, secs(0), secs(5)), None);
+    assert_eq!(way.probes, 2 * 3, "the shortest and the longest, each three times");
+    // Of ever more intervals, the last ones of 40 s.
+    assert_eq!(way.run(&mut machine, secs(5), secs(3600)), None);
+    assert!((80 * 6..=95 * 6).contains(&way.probes), "{}", way.probes);
+    // An answer to something else is a new chance, and so is another address.
+    for restarts in [false, true] {
+        let (mut machine, mut way) = (PathMtus::default(), Way::new(0));
+        machine.add(peer(), bounds(8938), secs(0));
+        assert_eq!(way.run(&mut machine, secs(0), secs(100)), None);
+        way.carries = 8000;
+        if restarts {
+            machine.restart(peer(), secs(100))
+        } else {
+            machine.handle_alive(peer())
+        }
+        let (length, at) = way.run(&mut machine, secs(100), secs(110)).unwrap();
+        assert!((8000 - PRECISION_BYTES..=8000).contains(&length) && at < secs(105), "{length} at {at:?}");
+    }
 }
