@@ -10,17 +10,21 @@
 //! | `socket` | Unix; datagrams and streams of IPv4 and IPv6; routes and device events of netlink. No raw or packet socket |
 //! | `clone` | threads. `clone3`, whose arguments a filter cannot see, answers ENOSYS, and the C library takes `clone` |
 //! | `mmap`, `mprotect` | memory that is not executable: a static program never needs more |
+//! | `fcntl` | copies, flags and the mode of descriptors. No owner who gets signals, nobody to be signalled |
 //! | `ioctl` | the requests that ask about interfaces, set a TUN queue's offloads, or wait for nothing |
 //! | `prctl` | names of threads and of memory |
 //! | `prlimit64` | reading |
 //!
 //! So there is no `execve`, no `ptrace`, no other process' memory, no mount, no namespace, no BPF, no module, no
-//! `io_uring`, no signal to another process. A call that is not on the list is not made: the kernel sends SIGSYS
+//! `io_uring`, no signal to another process, not by way of a descriptor's owner either. A call that is not on the list is not made: the kernel sends SIGSYS
 //! instead, the handler writes the number of the call to standard error, and the process aborts, and with it the helper
 //! and all tasks. It stays closed, and says so.
 //!
-//! Calls that are allowed whatever their arguments cost nothing that can be measured, since the kernel keeps them in a
-//! bitmap (Linux 5.11); these are all that carry packets.
+//! Calls that are allowed whatever their arguments are not run through the filter, since the kernel keeps them in a bitmap
+//! (Linux 5.11); these are all that carry packets. What the filter costs has not been measured.
+//!
+//! What this does not do: the process is still user 0, and files are opened, renamed and made by name. `crate::threat_model`
+//! says what that is good for in wrong hands.
 
 use super::process::require_single_thread;
 use super::{check, explain};
@@ -47,7 +51,6 @@ const FREE: &[c_long] = &[
     libc::SYS_close,
     libc::SYS_close_range,
     libc::SYS_dup,
-    libc::SYS_fcntl,
     libc::SYS_pipe2,
     libc::SYS_eventfd2,
     libc::SYS_signalfd4,
@@ -170,6 +173,9 @@ const FREE: &[c_long] = &[
     libc::SYS_getcpu,
 ];
 
+/// Commands of `fcntl`. Locks are taken with `flock`, sealed files made before; F_SETFL is asked about apart.
+const FCNTLS: &[libc::c_int] = &[libc::F_DUPFD, libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_SETFD, libc::F_GETFL];
+
 /// Requests of `ioctl`.
 const IOCTLS: &[u64] = &[
     libc::FIONBIO,
@@ -213,6 +219,7 @@ fn allowed() -> Built<BpfProgram> {
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         rules.insert(call, vec![rule([(2, Is::MaskedEq(executable), 0)])?]);
     }
+    rules.insert(libc::SYS_fcntl, descriptors()?);
     let requests = IOCTLS.iter().map(|&request| rule([(1, Is::Eq, request)]));
     rules.insert(libc::SYS_ioctl, requests.collect::<Built<_>>()?);
     let options = [libc::PR_SET_NAME, libc::PR_GET_NAME, libc::PR_SET_VMA].map(|option| option as u64);
@@ -224,6 +231,14 @@ fn allowed() -> Built<BpfProgram> {
     let own = u64::from(std::process::id());
     rules.insert(libc::SYS_tgkill, vec![rule([(0, Is::Eq, own)])?]);
     SeccompFilter::new(rules, SeccompAction::Trap, SeccompAction::Allow, target())?.try_into()
+}
+
+fn descriptors() -> Built<Vec<SeccompRule>> {
+    let mut rules = FCNTLS.iter().map(|&command| rule([(1, Is::Eq, command as u64)])).collect::<Built<Vec<_>>>()?;
+    // A signal at every event, to whoever is the owner.
+    let signals = (2, Is::MaskedEq(libc::O_ASYNC as u64), 0);
+    rules.push(rule([(1, Is::Eq, libc::F_SETFL as u64), signals])?);
+    Ok(rules)
 }
 
 fn sockets() -> Built<Vec<SeccompRule>> {

@@ -6,6 +6,9 @@ use std::process::Command;
 /// Its name, the system call at which the process ends, and how to make it.
 pub(super) type Attempt = (&'static str, libc::c_long, fn());
 
+/// asm-generic/fcntl.h.
+const F_SETSIG: libc::c_int = 10;
+
 /// All of them.
 pub(super) const FORBIDDEN: &[Attempt] = &[
     ("execute", libc::SYS_execve, || {
@@ -28,6 +31,18 @@ pub(super) const FORBIDDEN: &[Attempt] = &[
     }),
     ("signal", libc::SYS_kill, || {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(1), None);
+    }),
+    ("owner of a descriptor", libc::SYS_fcntl, || {
+        // SAFETY: takes integers.
+        unsafe { libc::fcntl(0, libc::F_SETOWN, 1) };
+    }),
+    ("signal of a descriptor", libc::SYS_fcntl, || {
+        // SAFETY: takes integers.
+        unsafe { libc::fcntl(0, F_SETSIG, libc::SIGKILL) };
+    }),
+    ("signals at events", libc::SYS_fcntl, || {
+        // SAFETY: takes integers.
+        unsafe { libc::fcntl(0, libc::F_SETFL, libc::O_ASYNC | libc::O_NONBLOCK) };
     }),
     ("packet socket", libc::SYS_socket, || {
         // SAFETY: takes integers.
