@@ -98,7 +98,11 @@ fn what_is_installed_is_taken_away_again() {
         let unit = std::fs::read_to_string(format!("{root}{prefix}/lib/systemd/system/formic.service")).unwrap();
         assert!(unit.contains(&format!("ExecStart={prefix}/bin/formic daemon\n")), "{unit}");
         scratch.install(&["--uninstall", "--destdir", &root, "--prefix", prefix]);
-        assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0, "nothing is left, no directory either");
+        assert_eq!(scratch.found("root"), BTreeSet::new(), "nothing is left");
+        let there = |directory: &str| Path::new(&format!("{root}{prefix}/{directory}")).is_dir();
+        assert!(!there("share/doc/formic"), "no directory of its own either");
+        let others = ["bin", "lib/systemd/system", "share/doc", "share/man/man1", "share/zsh/site-functions"];
+        assert!(others.into_iter().all(there), "those that others use stay, though they are empty");
     }
     // What is not its own stays.
     scratch.install(&["--destdir", &root, "--prefix", "/usr"]);
