@@ -15,7 +15,8 @@ use super::limits::not_found;
 use super::schedule::{Place, takes};
 use super::{Command, FormerSpec, Node, Refusal, Rollout, RolloutPhase, Service, State, Task};
 use crate::types::{
-    FailureAction, NodeId, RestartCondition, ServiceId, ServiceMode, ServiceSpec, TaskId, TaskState, UnixTime, UpdatePolicy,
+    FailureAction, NodeId, RestartCondition, ServiceId, ServiceMode, ServiceSpec, TaskId, TaskState, UnixTime,
+    UpdatePolicy,
 };
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -77,7 +77,11 @@ impl State {
         check_request(request)?;
         let of_node = |task: &&Task| task.standalone.is_some() && task.node == Some(node);
         check_room("attached containers on a node", self.tasks.values().filter(of_node).count(), STANDALONE_PER_NODE)?;
-        check_room("tasks", self.tasks.values().filter(|task| !task.gone).count(), usize::try_from(TASKS).unwrap_or(usize::MAX))?;
+        check_room(
+            "tasks",
+            self.tasks.values().filter(|task| !task.gone).count(),
+            usize::try_from(TASKS).unwrap_or(usize::MAX),
+        )?;
         let network = self.networks.get(&request.network).ok_or_else(|| not_found("network", request.network))?;
         attachment(network, request, Generation { fork: self.cluster.fork, index: self.index }).map(Some)
     }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::cluster::{Entry, Lock, NodeState};
-use crate::types::{EpochPhase, Queues};
+use crate::types::{AttachRequest, EpochPhase, Queues, TaskId};
 
 #[test]
 fn a_silent_node_is_down_and_comes_back() {
