@@ -33,6 +33,9 @@ pub const MAX_GRACE_MS: u32 = 3_600_000;
 /// Interface MTU in bytes: from the least that IPv4 hosts must take (RFC 791) to the longest packet.
 pub const MTU_BYTES: std::ops::RangeInclusive<u32> = 576..=65_535;
 
+/// The prefixes that a network's subnet may have, where a namespace of somebody else is put on it.
+pub const SUBNET_PREFIX: std::ops::RangeInclusive<u8> = 8..=30;
+
 /// The name of an image on this node, `my-image:latest`: a file name without `/`, `..` or a leading dot.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -256,11 +259,12 @@ pub enum Verb {
         name: ImageName,
     },
     /// Make one TUN in a network namespace of `/run/netns`, under the first `eth` name that is free there. It is gone
-    /// when its queues are closed. Answer: [`Answer::Network`] with the descriptors of its queues.
+    /// when its queues are closed. Refused where an address or a route of the namespace overlaps the subnet, and beyond
+    /// [`MAX_INTERFACES`]. Answer: [`Answer::Network`] with the descriptors of its queues.
     AttachNamespace {
         /// The namespace.
         namespace: NamespaceName,
-        /// The device's address with the prefix length of its network.
+        /// The device's address with the prefix length of its network, within [`SUBNET_PREFIX`].
         address: IpNet,
         /// Its MTU in bytes, within [`MTU_BYTES`].
         mtu: u32,
@@ -466,7 +470,14 @@ fn validate(verb: &Verb) -> Result<(), VerbError> {
         Verb::ImportImage { source, .. } => {
             require(source.is_absolute() && !has_nul(source), "the directory must be an absolute path")
         }
-        Verb::AttachNamespace { address, mtu, .. } => validate_device(*address, *mtu),
+        Verb::AttachNamespace { address, mtu, .. } => {
+            // A wider one would take what the namespace sends elsewhere.
+            require(
+                SUBNET_PREFIX.contains(&address.prefix_len()),
+                "the subnet of a namespace has a prefix of 8 to 30",
+            )?;
+            validate_device(*address, *mtu)
+        }
         Verb::RemoveTask { .. } | Verb::ListImages | Verb::RemoveImage { .. } => Ok(()),
     }
 }

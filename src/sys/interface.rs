@@ -190,13 +190,49 @@ pub fn host_route(subnet: IpNet) -> io::Result<Option<String>> {
 
 /// Looks a subnet up in the text of `/proc/net/route`; answers the interface.
 pub(super) fn find_route(table: &str, subnet: Ipv4Net) -> Option<String> {
-    table.lines().skip(1).find_map(|line| {
+    routes_of(table).find(|(_, route)| *route == subnet).map(|(interface, _)| interface.to_owned())
+}
+
+/// The interfaces and destinations in the text of `/proc/net/route`.
+fn routes_of(table: &str) -> impl Iterator<Item = (&str, Ipv4Net)> {
+    table.lines().skip(1).filter_map(|line| {
         let mut columns = line.split_ascii_whitespace();
         let interface = columns.next()?;
         let destination = route_address(columns.next()?)?;
         let mask = route_address(columns.nth(5)?)?;
-        (destination == subnet.network() && mask == subnet.netmask()).then(|| interface.to_owned())
+        Some((interface, Ipv4Net::with_netmask(destination, mask).ok()?))
     })
+}
+
+/// An address of an interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    /// The interface.
+    pub interface: String,
+    /// With the length of its prefix.
+    pub address: Ipv4Net,
+    /// Whether the interface has no link layer, as a TUN.
+    pub point_to_point: bool,
+}
+
+/// The IPv4 addresses of the thread's namespace.
+pub fn addresses() -> io::Result<Vec<Address>> {
+    let ip = |address: &Option<SockaddrStorage>| Some(address.as_ref()?.as_sockaddr_in()?.ip());
+    let found = getifaddrs()?.filter_map(|found| {
+        let address = Ipv4Net::with_netmask(ip(&found.address)?, ip(&found.netmask)?).ok()?;
+        let point_to_point = found.flags.contains(nix::net::if_::InterfaceFlags::IFF_POINTOPOINT);
+        Some(Address { interface: found.interface_name, address, point_to_point })
+    });
+    Ok(found.collect())
+}
+
+/// The interfaces and destinations of the IPv4 routes of the thread's namespace, without the default route.
+pub fn routes() -> io::Result<Vec<(String, Ipv4Net)>> {
+    // Not `/proc/net`, which is that of the first thread.
+    let table = std::fs::read_to_string("/proc/thread-self/net/route")
+        .map_err(|error| explain("read the routes of a network namespace", error))?;
+    let found = routes_of(&table).filter(|(_, route)| route.prefix_len() > 0);
+    Ok(found.map(|(interface, route)| (interface.to_owned(), route)).collect())
 }
 
 /// The kernel prints the big-endian word as a number of the machine.

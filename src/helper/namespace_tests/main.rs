@@ -31,6 +31,7 @@ const CASES: &[(&str, Case)] = &[
     ("the_plain_driver_frames_nothing", plain_network),
     ("a_named_namespace_gets_a_device_and_keeps_its_own", named_namespace),
     ("only_named_namespaces_are_entered", wrong_namespaces),
+    ("a_namespace_that_uses_the_subnet_is_refused", overlapping_namespaces),
     ("the_host_image_is_read_only_and_private", host_image),
     ("an_imported_image_is_copy_on_write", named_image),
     ("containers_have_dockers_capabilities", capabilities),
@@ -179,6 +180,11 @@ fn attach(fixture: &Fixture, name: &str) -> Result<Vec<TunDevice>, helper::verbs
     within("attach", fixture.client.attach_namespace(name, (address, 1300), TunDriver::Vnet, Queues::ONE))
 }
 
+fn attach_at(fixture: &Fixture, address: &str) -> Result<Vec<TunDevice>, helper::verbs::VerbError> {
+    let (name, address) = ("blue".parse().unwrap(), address.parse().unwrap());
+    within("attach", fixture.client.attach_namespace(name, (address, 1300), TunDriver::Vnet, Queues::ONE))
+}
+
 fn in_blue(arguments: &[&str]) -> String {
     let output = Command::new("ip").args(["-n", "blue"]).args(arguments).output().unwrap();
     assert!(output.status.success(), "{output:?}");
@@ -201,6 +207,36 @@ fn named_namespace() {
     assert!(in_blue(&["-o", "link", "show"]).contains("eth2:"));
     drop((devices, second));
     wait_until("the devices are gone", || !in_blue(&["-o", "link", "show"]).contains("POINTOPOINT"));
+}
+
+fn overlapping_namespaces() {
+    make_named(
+        "ip -n blue link add eth0 type veth peer name other && ip -n blue address add 10.1.2.3/24 dev eth0 && \
+         ip -n blue link set eth0 up && ip -n blue link set other up && ip -n blue route add 10.64.0.0/12 dev eth0 && \
+         ip -n blue route add default via 10.1.2.1",
+    );
+    let scratch = Scratch::new();
+    let handle = helper::start(&options(scratch.state())).unwrap();
+    let (client, events) = handle.connect().unwrap();
+    let fixture = Fixture { client, events, helper: 0, scratch };
+    for (address, what) in [
+        ("10.1.2.9/30", "the address 10.1.2.3/24 on eth0, which overlaps the subnet 10.1.2.8/30"),
+        ("10.1.9.9/16", "the address 10.1.2.3/24 on eth0, which overlaps the subnet 10.1.0.0/16"),
+        ("10.65.0.2/24", "a route to 10.64.0.0/12 by eth0, which overlaps the subnet 10.65.0.0/24"),
+    ] {
+        let error = attach_at(&fixture, address).unwrap_err();
+        let text = format!("the namespace blue has {what}");
+        assert_eq!((error.kind, error.text), (ErrorKind::Invalid, text));
+    }
+    assert!(!in_blue(&["-o", "link", "show"]).contains("POINTOPOINT"), "nothing is left of them");
+    let mut devices: Vec<_> = (0..16).map(|n| attach_at(&fixture, &format!("10.2.{n}.2/24")).unwrap()).collect();
+    let error = attach_at(&fixture, "10.3.0.2/24").unwrap_err();
+    assert_eq!(error.text, "the namespace blue has 16 devices of networks already");
+    devices.pop();
+    wait_until("a device is gone", || !in_blue(&["-o", "address", "show"]).contains("10.2.15.2"));
+    let error = attach_at(&fixture, "10.2.0.2/16").unwrap_err();
+    assert!(error.text.contains("has the address 10.2."), "{error}");
+    drop((attach_at(&fixture, "10.3.0.2/24").unwrap(), devices));
 }
 
 fn wrong_namespaces() {

@@ -1,11 +1,11 @@
 //! A task's network: a namespace with one TUN for each interface, addressed and up. Nothing outside it.
 
-use crate::helper::verbs::{ErrorKind, Interface, InterfaceName, NamespaceName, VerbError};
+use crate::helper::verbs::{ErrorKind, Interface, InterfaceName, MAX_INTERFACES, NamespaceName, VerbError};
 use crate::sys::tun::{TunDevice, TunDriver};
 use crate::sys::udp::{TRAIN_BYTES, TRAIN_DATAGRAMS};
 use crate::sys::{interface, namespace};
 use crate::types::Queues;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -44,11 +44,46 @@ pub(super) fn attach_to(
         io::ErrorKind::PermissionDenied => VerbError::new(ErrorKind::Invalid, error.to_string()),
         _ => error.into(),
     })?;
-    let made = namespace::in_network(&opened, || {
+    namespace::in_network(&opened, || {
+        if let Some(text) = objection(address)? {
+            return Ok(Err(VerbError::new(ErrorKind::Invalid, format!("the namespace {namespace} {text}"))));
+        }
         let name = free_name()?;
-        attach(&Interface { name, address, mtu }, driver, queues)
-    });
-    Ok(made?)
+        attach(&Interface { name, address, mtu }, driver, queues).map(Ok)
+    })?
+}
+
+/// Why this thread's namespace may not be put on the network of this address: what it sends to somebody else would go
+/// there. Devices that were put there before are none; one on the same network may be on its way out.
+fn objection(address: IpNet) -> io::Result<Option<String>> {
+    let IpNet::V4(address) = address else { return Ok(None) };
+    let there = interface::addresses()?;
+    let attached =
+        |found: &&interface::Address| found.point_to_point && found.interface.parse::<InterfaceName>().is_ok();
+    if there.iter().filter(attached).count() >= MAX_INTERFACES {
+        return Ok(Some(format!("has {MAX_INTERFACES} devices of networks already")));
+    }
+    let same: Vec<&str> = there
+        .iter()
+        .filter(attached)
+        .filter(|found| found.address.trunc() == address.trunc())
+        .map(|found| found.interface.as_str())
+        .collect();
+    let meets = |interface: &str, other: &Ipv4Net| {
+        !same.contains(&interface) && (other.contains(&address.network()) || address.contains(&other.network()))
+    };
+    if let Some(found) = there.iter().find(|found| meets(&found.interface, &found.address)) {
+        let interface::Address { interface, address: other, .. } = found;
+        return Ok(Some(format!(
+            "has the address {other} on {interface}, which overlaps the subnet {}",
+            address.trunc()
+        )));
+    }
+    let routes = interface::routes()?;
+    let found = routes.iter().find(|(interface, route)| meets(interface, route));
+    Ok(found.map(|(interface, route)| {
+        format!("has a route to {route} by {interface}, which overlaps the subnet {}", address.trunc())
+    }))
 }
 
 /// The first name that no interface of this thread's namespace has.
