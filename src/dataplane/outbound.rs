@@ -6,6 +6,9 @@
 //! 4. Local: written to the other device as it is, its virtio header too ([`super::delivery`]).
 //! 5. Remote: each packet of it is written where it will be sealed, finished, and sealed in place.
 //! 6. [`Worker::flush`]: the batch to the socket.
+//!
+//! A packet longer than the way to its peer carries is dropped and its sender told by ICMP, an IPv4 packet without DF as
+//! well: nothing is fragmented here, neither it nor the datagram around it.
 
 use super::DataEvent;
 use super::sending::{READ_ROOM_BYTES, SendBatch};
