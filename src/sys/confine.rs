@@ -10,7 +10,7 @@
 //! | `socket` | Unix; datagrams and streams of IPv4 and IPv6; routes and device events of netlink. No raw or packet socket |
 //! | `clone` | threads. `clone3`, whose arguments a filter cannot see, answers ENOSYS, and the C library takes `clone` |
 //! | `mmap`, `mprotect` | memory that is not executable: a static program never needs more |
-//! | `fcntl` | copies, flags and the mode of descriptors. No owner who gets signals, nobody to be signalled |
+//! | `fcntl` | copies, flags, modes and locks of descriptors. No owner who gets signals, nobody to be signalled |
 //! | `ioctl` | the requests that ask about interfaces, set a TUN queue's offloads, or wait for nothing |
 //! | `prctl` | names of threads and of memory |
 //! | `prlimit64` | reading |
@@ -173,8 +173,17 @@ const FREE: &[c_long] = &[
     libc::SYS_getcpu,
 ];
 
-/// Commands of `fcntl`. Locks are taken with `flock`, sealed files made before; F_SETFL is asked about apart.
-const FCNTLS: &[libc::c_int] = &[libc::F_DUPFD, libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_SETFD, libc::F_GETFL];
+/// Commands of `fcntl`; F_SETFL is asked about apart. The locks are the store's library's.
+const FCNTLS: &[libc::c_int] = &[
+    libc::F_DUPFD,
+    libc::F_DUPFD_CLOEXEC,
+    libc::F_GETFD,
+    libc::F_SETFD,
+    libc::F_GETFL,
+    libc::F_OFD_GETLK,
+    libc::F_OFD_SETLK,
+    libc::F_OFD_SETLKW,
+];
 
 /// Requests of `ioctl`.
 const IOCTLS: &[u64] = &[

@@ -19,6 +19,11 @@ pub(super) fn confined(attempt: &str) -> ExitCode {
     assert!(fs::read_to_string("/proc/self/status").unwrap().contains("Seccomp:\t2"));
     assert!(vec![1u8; 1 << 20].iter().all(|&byte| byte == 1));
     assert!(nix::ifaddrs::getifaddrs().is_ok());
+    // The store's library locks its file in its own way.
+    let store = std::env::temp_dir().join(format!("formic-confined-{}", std::process::id()));
+    let opened = redb::Database::create(&store).map(drop);
+    fs::remove_file(&store).unwrap();
+    opened.unwrap();
     println!("confined");
     match FORBIDDEN.iter().find(|(name, _, _)| *name == attempt) {
         Some((_, _, forbidden)) => forbidden(),
