@@ -32,7 +32,8 @@ impl Node {
         for manager in reaching {
             managers.push(manager.await);
         }
-        let asked_for_ms = u64::try_from(asked_for.as_millis()).unwrap_or(u64::MAX);
+        // Rounded up: an answer that was fresh enough to end the asking is fresh for the judge too.
+        let asked_for_ms = u64::try_from(asked_for.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
         Examination { asked_for_ms, status, managers }
     }
 
