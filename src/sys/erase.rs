@@ -1,8 +1,8 @@
 //! A memory allocator that erases what is given back, so that no copy of a key outlives its owner on the heap: neither
 //! ours nor one that a library made without erasing it. aws-lc, which has an allocator of its own, does the same.
 //!
-//! It costs one pass over memory that was just used; how much that is has not been measured. The data plane allocates nothing
-//! while it carries packets (`dataplane`'s cost tests).
+//! It costs one pass over memory that was just used. The data plane allocates nothing while it carries packets
+//! (`dataplane`'s cost tests), and is as fast with it as without ([`super::confine`] has the figures).
 //!
 //! What it does not reach is what a function leaves on its stack ([`erase_stack`]).
 
